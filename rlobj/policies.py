@@ -1,0 +1,163 @@
+"""The policy M_θ: made from scratch, loaded, saved. Every directory is an ordinary Hugging Face one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from rlobj.chat_format import CHAT_TEMPLATE, END_TOKEN, PAD_TOKEN, ROLE_TOKENS
+
+
+def make_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on `texts`: any Unicode has tokens, nothing is unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD_TOKEN, END_TOKEN, *ROLE_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_TOKEN,
+        pad_token=PAD_TOKEN,
+        additional_special_tokens=list(ROLE_TOKENS),
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_causal(
+    tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, heads: int, max_length: int, seed: int
+) -> LlamaForCausalLM:
+    """A small Llama with random weights, for runs that start from nothing."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def make_encoder(
+    tokenizer: PreTrainedTokenizerBase,
+    label_names: list[str],
+    *,
+    hidden_size: int,
+    layers: int,
+    heads: int,
+    max_length: int,
+    seed: int,
+) -> BertForSequenceClassification:
+    """A small BERT classifier with random weights."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=len(label_names),
+        id2label=dict(enumerate(label_names)),
+        label2id={name: i for i, name in enumerate(label_names)},
+    )
+    return BertForSequenceClassification(config)
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer saved beside a model, with a pad token.
+
+    Raises:
+        ValueError: it has neither a pad nor an eos token.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(f"tokenizer of {str(path)!r} has neither pad_token nor eos_token: set one and save it")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal(path: str | os.PathLike[str]) -> PreTrainedModel:
+    """A causal language model from a directory or the Hub, safetensors only.
+
+    Raises:
+        ValueError: weights of the model are missing from the checkpoint, so that parts would be random.
+    """
+    return _load(AutoModelForCausalLM, path)
+
+
+def load_encoder(path: str | os.PathLike[str], label_names: list[str]) -> PreTrainedModel:
+    """A sequence classifier over `label_names`. An encoder without a label head gets a new one; a label head of
+    another size is an error.
+    """
+    config = AutoConfig.from_pretrained(path)
+    is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
+    if is_classifier and config.num_labels != len(label_names):
+        raise ValueError(
+            f"policy {str(path)!r} decides between {config.num_labels} labels, the data between {len(label_names)}: "
+            "give data with the policy's labels, or an encoder without a label head"
+        )
+    labels = dict(enumerate(label_names))
+    kwargs = {} if is_classifier else {"num_labels": len(labels), "id2label": labels}
+    if not is_classifier:
+        kwargs["label2id"] = {name: i for i, name in labels.items()}
+    return _load(AutoModelForSequenceClassification, path, new_head=not is_classifier, **kwargs)
+
+
+def _load(auto_class: type, path: str | os.PathLike[str], new_head: bool = False, **kwargs: object) -> PreTrainedModel:
+    # float32 whatever the checkpoint's type: small updates vanish in half-precision weights
+    model, info = auto_class.from_pretrained(
+        path, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **kwargs
+    )
+    missing = sorted(info["missing_keys"])
+    if new_head:
+        missing = [key for key in missing if not key.startswith(("classifier", "score", "pre_classifier", "pooler"))
+                   and ".pooler." not in key]
+    if missing:
+        raise ValueError(f"policy {str(path)!r} lacks the weights {missing[:5]}: is it a checkpoint of another model?")
+    return model
+
+
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write weights (safetensors), configuration and tokenizer; the directory loads with `from_pretrained`."""
+    if model.can_generate():
+        model.generation_config = GenerationConfig(
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

@@ -1,0 +1,326 @@
+"""Episodes of a vector environment, played by a policy, as token trajectories.
+
+The key-value cache lives on between turns: every token passes through the policy once. Replies are kept as the ids
+that were sampled; only the environment's messages are encoded, when they arrive.
+
+Legend: B episodes still running, T tokens in the cache, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from envs.core import Episode, TextEnv
+from envs.vector import TextVectorEnv
+from rlobj.chat_format import ChatFormat, Message
+from rlobj.encoder_policy import action_logits, is_one_token_policy
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a reply is drawn from the policy."""
+
+    max_reply_tokens: int = 64
+    """Longest reply, in tokens, its end token included. A longer one is cut there."""
+    max_length: int = 512
+    """Longest dialogue, in tokens. An episode that would grow past it is cut short (truncated, not terminated)."""
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float | None = None
+
+    def warpers(self) -> LogitsProcessorList:
+        """The library's own logits warpers, in the order of `generate`."""
+        warpers = LogitsProcessorList()
+        if self.temperature != 1.0:
+            warpers.append(TemperatureLogitsWarper(self.temperature))
+        if self.top_k:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1.0:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        if self.min_p is not None:
+            warpers.append(MinPLogitsWarper(self.min_p))
+        return warpers
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One episode as tokens. The three lists over completion tokens have equal length."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int] = field(default_factory=list)
+    policy_mask: list[int] = field(default_factory=list)
+    """1 where the policy wrote the token, 0 where the environment did."""
+    logps: list[float] = field(default_factory=list)
+    """log π(token) when it was sampled; 0.0 at environment tokens."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+    def append_policy(self, token: int, logp: float) -> None:
+        self.completion_ids.append(token)
+        self.policy_mask.append(1)
+        self.logps.append(logp)
+
+    def append_environment(self, ids: Sequence[int]) -> None:
+        self.completion_ids += ids
+        self.policy_mask += [0] * len(ids)
+        self.logps += [0.0] * len(ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """What a batch of episodes gave, in the order of its seeds."""
+
+    trajectories: list[Trajectory]
+    episodes: list[Episode]
+    returns: list[float]
+    """Undiscounted return of each episode; nan where the reward gave none."""
+
+
+def episode_prompt(seed: int, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The prompt column's entry for an episode: its opening messages, which carry the seed that begins it again.
+
+    TRL hands a rollout function nothing but prompts, so a prompt must say which episode it opens.
+    """
+    return [{"role": m["role"], "content": m["content"], "seed": seed} for m in messages]
+
+
+def episode_seed(prompt: Sequence[dict[str, Any]]) -> int:
+    """The seed of an entry made by `episode_prompt`.
+
+    Raises:
+        ValueError: the prompt carries no seed.
+    """
+    seed = prompt[-1].get("seed") if prompt and isinstance(prompt[-1], dict) else None
+    if seed is None:
+        raise ValueError(f"prompt {prompt!r} does not say which episode it opens: make it with rlobj.episode_prompt")
+    return int(seed)
+
+
+def factory_of(env: gymnasium.Env[Any, Any]) -> Callable[[], TextEnv]:
+    """A function that makes more environments like `env`.
+
+    Raises:
+        TypeError: `env` was not made by `gymnasium.make`, or is no text environment.
+    """
+    if env.spec is None or not isinstance(env.unwrapped, TextEnv):
+        raise TypeError(f"env is {env!r}: expected a rlobj text environment made by gymnasium.make (envs.TextEnv)")
+    spec = env.spec
+    return lambda: gymnasium.make(spec).unwrapped  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def play(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    environments: TextVectorEnv,
+    seeds: Sequence[int],
+    sampling: Sampling,
+) -> Rollouts:
+    """Play one episode per seed to its end and score them all in one call of the reward.
+
+    The policy is left in the mode (train or eval) in which it came; it plays without dropout.
+    """
+    was_training = policy.training
+    policy.eval()
+    try:
+        if is_one_token_policy(policy):
+            trajectories = _play_labels(policy, tokenizer, environments, seeds, sampling)
+        else:
+            trajectories = _CausalPlay(policy, ChatFormat(tokenizer), environments, sampling).run(seeds)
+    finally:
+        policy.train(was_training)
+    return Rollouts(trajectories, environments.episodes, environments.final_rewards())
+
+
+def _sample(logits: Tensor, warpers: LogitsProcessorList) -> tuple[Tensor, Tensor]:
+    """Draw one token per row of logits (B, V); return ids (B,) and their log-probabilities (B,)."""
+    logps = torch.log_softmax(warpers(torch.empty(0, dtype=torch.long), logits.float()), dim=-1)
+    ids = torch.multinomial(logps.exp(), 1)
+    return ids.squeeze(1), logps.gather(1, ids).squeeze(1)
+
+
+def _padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one left-padded tensor and its mask, both (B, longest)."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int) -> list[int]:
+    """Ids of an observation for an encoder: the messages' texts, one line each, with the encoder's special tokens."""
+    text = "\n".join(message["content"] for message in messages)
+    ids: list[int] = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+    return ids
+
+
+def _play_labels(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    environments: TextVectorEnv,
+    seeds: Sequence[int],
+    sampling: Sampling,
+) -> list[Trajectory]:
+    observations = environments.reset(seeds)
+    limit = min(sampling.max_length, policy.config.max_position_embeddings)
+    trajectories = [Trajectory(encode_text(tokenizer, messages, limit)) for messages in observations]
+    ids, mask = _padded([t.prompt_ids for t in trajectories], tokenizer.pad_token_id, policy.device)
+    actions, logps = _sample(action_logits(policy, ids, mask), sampling.warpers())
+    for trajectory, action, logp in zip(trajectories, actions.tolist(), logps.tolist(), strict=True):
+        trajectory.append_policy(action, logp)
+    results = environments.step(dict(enumerate(actions.tolist())))
+    if not all(result.terminated or result.truncated for result in results.values()):
+        raise ValueError("an encoder policy acts once per episode: this environment asked for a second action")
+    return trajectories
+
+
+class _CausalPlay:
+    """The state of one batch of dialogues: the cache and who is still talking."""
+
+    def __init__(
+        self, policy: PreTrainedModel, chat: ChatFormat, environments: TextVectorEnv, sampling: Sampling
+    ) -> None:
+        self.policy, self.chat, self.environments, self.sampling = policy, chat, environments, sampling
+        self.pad_id: int = chat.tokenizer.pad_token_id
+        self.warpers = sampling.warpers()
+        self.cache = DynamicCache(config=policy.config)
+        self.mask = torch.zeros(0, 0, dtype=torch.long, device=policy.device)  # (B, T): 1 where a row has a token
+
+    def run(self, seeds: Sequence[int]) -> list[Trajectory]:
+        observations = self.environments.reset(seeds)
+        trajectories = [Trajectory(self.chat.prompt_ids(messages)) for messages in observations]
+        longest = max(range(len(seeds)), key=lambda i: len(trajectories[i]))
+        if len(trajectories[longest]) >= self.sampling.max_length:
+            raise ValueError(
+                f"the prompt of episode {seeds[longest]} has {len(trajectories[longest])} tokens, max_length is "
+                f"{self.sampling.max_length}: raise policy.max_length or shorten the observation"
+            )
+        self.mask = torch.zeros(len(seeds), 0, dtype=torch.long, device=self.policy.device)
+        running = list(range(len(seeds)))
+        incoming: list[list[int]] = [list(t.prompt_ids) for t in trajectories]
+        while running:
+            replies = self._reply([trajectories[i] for i in running], incoming)
+            results = self.environments.step(dict(zip(running, replies, strict=True)))
+            keep: list[int] = []
+            incoming = []
+            for row, i in enumerate(running):
+                result = results[i]
+                if result.terminated or result.truncated:
+                    continue
+                ids = self._answer(trajectories[i], result.new_messages)
+                if len(trajectories[i]) + len(ids) + 1 >= self.sampling.max_length:
+                    self.environments.truncate(i)
+                    continue
+                trajectories[i].append_environment(ids)
+                keep.append(row)
+                # a cut reply's closing token and the last sampled one have not been through the policy yet
+                incoming.append([trajectories[i].completion_ids[-len(ids) - 1], *ids])
+            self._keep(keep)
+            running = [running[row] for row in keep]
+        return trajectories
+
+    def _answer(self, trajectory: Trajectory, messages: Sequence[Message]) -> list[int]:
+        """What the environment appends; it also closes a reply that was cut before its end token."""
+        cut = trajectory.completion_ids[-1] != self.chat.end_id
+        return [*([self.chat.end_id] if cut else []), *self.chat.continuation_ids(messages)]
+
+    def _keep(self, rows: list[int]) -> None:
+        if rows and len(rows) < self.mask.size(0):
+            index = torch.tensor(rows, device=self.mask.device)
+            self.cache.batch_select_indices(index)
+            self.mask = self.mask[index]
+
+    def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Append (B, S) tokens to the cache; logits after the last of them, (B, V)."""
+        positions = (self.mask.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        output = self.policy(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+    def _reply(self, trajectories: list[Trajectory], incoming: list[list[int]]) -> list[str]:
+        """Sample one reply for every row; each row's tokens go onto its trajectory."""
+        starts = [len(t.completion_ids) for t in trajectories]
+        room = [min(self.sampling.max_reply_tokens, self.sampling.max_length - len(t)) for t in trajectories]
+        logits = self._forward(*_padded(incoming, self.pad_id, self.policy.device))
+        open_rows = [True] * len(trajectories)
+        for step in range(max(room)):
+            ids, logps = _sample(logits, self.warpers)
+            for row, (token, logp) in enumerate(zip(ids.tolist(), logps.tolist(), strict=True)):
+                if open_rows[row]:
+                    trajectories[row].append_policy(token, logp)
+                    open_rows[row] = token != self.chat.end_id and step + 1 < room[row]
+            if not any(open_rows):
+                break
+            # closed rows wait behind a masked pad; the last token of a reply goes in with what answers it
+            alive = torch.tensor([[int(is_open)] for is_open in open_rows], device=ids.device)
+            logits = self._forward(torch.where(alive.bool(), ids[:, None], self.pad_id), alive)
+        return [self.chat.decode(t.completion_ids[s:]) for t, s in zip(trajectories, starts, strict=True)]
+
+
+class EnvironmentRollout:
+    """A `rollout_func` for `trl.GRPOTrainer` and its subclasses: each prompt names an episode, the environment plays it.
+
+    Args:
+        make_env: makes one text environment.
+        sampling: how replies are drawn.
+        reward: reward of finished episodes, TRL's signature; None for the environment's own.
+        on_bad_reward: what a NaN or infinite reward does: "error", "drop" (no learning from that episode) or "clip".
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], TextEnv],
+        sampling: Sampling,
+        reward: Any = None,
+        on_bad_reward: str = "error",
+    ) -> None:
+        self.make_env, self.sampling, self.reward, self.on_bad_reward = make_env, sampling, reward, on_bad_reward
+        self._environments: TextVectorEnv | None = None
+
+    def __call__(self, prompts: list[list[dict[str, Any]]], trainer: Any) -> dict[str, Any]:
+        seeds = [episode_seed(prompt) for prompt in prompts]
+        if self._environments is None or self._environments.num_envs != len(seeds):
+            self._environments = TextVectorEnv(self.make_env, len(seeds), self.reward, self.on_bad_reward)
+        with trainer.accelerator.autocast():
+            rollouts = play(trainer.model, trainer.processing_class, self._environments, seeds, self.sampling)
+        return {
+            "prompt_ids": [t.prompt_ids for t in rollouts.trajectories],
+            "completion_ids": [t.completion_ids for t in rollouts.trajectories],
+            "env_mask": [t.policy_mask for t in rollouts.trajectories],
+            "logprobs": [t.logps for t in rollouts.trajectories],
+            "episode_return": rollouts.returns,
+            "episode_columns": [episode.columns for episode in rollouts.episodes],
+        }
+
+
+def episode_return(
+    prompts: list[Any], completions: list[Any], episode_return: list[float], episode_columns: list[dict[str, Any]],
+    log_metric: Callable[[str, float], None] | None = None, **columns: Any,
+) -> list[float | None]:
+    """The `reward_funcs` entry that goes with `EnvironmentRollout`: the return that the rollout brought along.
+
+    Numeric columns of the episodes (success, turns, …) are logged as `environment/<name>`.
+    """
+    if log_metric is not None:
+        for name, value in episode_columns[0].items():
+            if isinstance(value, bool | int | float):
+                log_metric(f"environment/{name}", sum(float(c[name]) for c in episode_columns) / len(episode_columns))
+    return [None if math.isnan(value) else value for value in episode_return]

@@ -1,0 +1,229 @@
+"""The supervised side: rows with labels, the warm start on them, and the stream that ℓ reads during RL.
+
+Legend: B rows of a (micro-)batch, T tokens, V vocabulary, A labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from rlobj.chat_format import IGNORED_LABEL, ChatFormat, Message
+from rlobj.encoder_policy import is_one_token_policy
+from rlobj.policies import save_policy
+from rlobj.rollout import encode_text
+
+
+class SupervisedRow(NamedTuple):
+    """One labelled pair (x, y) as tokens."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """A causal policy's: a target per token, IGNORED_LABEL where there is none. An encoder's: the one label."""
+
+    @property
+    def targets(self) -> int:
+        """How many targets the row has; the first token of a sequence predicts nothing before it."""
+        return sum(label != IGNORED_LABEL for label in self.labels)
+
+
+def dialogue_rows(
+    tokenizer: PreTrainedTokenizerBase, dialogues: Iterable[Sequence[Message]], max_length: int
+) -> list[SupervisedRow]:
+    """Dialogues as rows for a causal policy: every assistant token is a target."""
+    chat = ChatFormat(tokenizer)
+    rows = [SupervisedRow(*chat.encode(messages, max_length)) for messages in dialogues]
+    for row in rows:
+        row.labels[0] = IGNORED_LABEL  # nothing stands before it to predict it from
+    return _not_empty(rows)
+
+
+def label_rows(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], labels: Sequence[int], max_length: int
+) -> list[SupervisedRow]:
+    """Labelled texts as rows for an encoder policy, encoded as the environment's observation is."""
+    return _not_empty([
+        SupervisedRow(encode_text(tokenizer, [{"role": "user", "content": text}], max_length), [label])
+        for text, label in zip(texts, labels, strict=True)
+    ])
+
+
+def _not_empty(rows: list[SupervisedRow]) -> list[SupervisedRow]:
+    kept = [row for row in rows if row.targets]
+    if not kept:
+        raise ValueError(f"none of the {len(rows)} supervised rows has a target: expected at least one (x, y) pair")
+    return kept
+
+
+class SupervisedBatch(NamedTuple):
+    """One micro-batch of ℓ, and what its sum is divided by."""
+
+    rows: list[SupervisedRow]
+    targets: int
+    """Targets of the whole global batch of this optimiser step, over all micro-batches and processes."""
+
+
+class SupervisedStream:
+    """Shuffled batches of labelled rows, a pure function of (seed, step): it goes on exactly after a resume.
+
+    Every optimiser step takes the next `batch_size` rows of an endless sequence of epochs; processes and micro-batches
+    share them out without overlap.
+    """
+
+    def __init__(self, rows: Sequence[SupervisedRow], batch_size: int, seed: int) -> None:
+        if not rows:
+            raise ValueError("the supervised stream has no rows: give labelled pairs, or set lambda_sup to 0")
+        if batch_size < 1:
+            raise ValueError(f"supervised_batch_size is {batch_size}: expected at least 1")
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self._orders: dict[int, np.ndarray] = {}
+
+    def _row(self, position: int) -> SupervisedRow:
+        epoch, offset = divmod(position, len(self.rows))
+        if epoch not in self._orders:
+            # two epochs at most are in use at once: where a batch crosses from one to the next
+            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1}
+            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        return self.rows[self._orders[epoch][offset]]
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> SupervisedBatch:
+        """Part `part` of `parts` of the global batch of optimiser step `step`."""
+        rows = [self._row(step * self.batch_size + i) for i in range(self.batch_size)]
+        return SupervisedBatch(rows[part::parts], sum(row.targets for row in rows))
+
+
+def supervised_loss_sum(model: torch.nn.Module, rows: Sequence[SupervisedRow], policy: PreTrainedModel) -> Tensor:
+    """Σ −log p(y | x) over the targets of `rows`, in nats, shape ().
+
+    Args:
+        model: what is called: the policy, or its distributed wrapper.
+        rows: at least one.
+        policy: the policy itself, for its kind, device and pad token.
+    """
+    ids, mask, labels = _right_padded(rows, policy)
+    if is_one_token_policy(policy):
+        logits = model(input_ids=ids, attention_mask=mask).logits.float()
+        return F.cross_entropy(logits, labels[:, 0], reduction="sum")
+    # the model's own loss, as SFTTrainer calls it; divided by 1 it is the sum
+    return model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=1, use_cache=False).loss
+
+
+def _right_padded(rows: Sequence[SupervisedRow], policy: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and labels of `rows`, each (B, longest), on the policy's device."""
+    pad_id = policy.config.get_text_config().pad_token_id or 0
+    width = max(len(row.input_ids) for row in rows)
+
+    def padded(values: Iterable[list[int]], fill: int) -> Tensor:
+        return torch.tensor([v + [fill] * (width - len(v)) for v in values], device=policy.device)
+
+    return (
+        padded((row.input_ids for row in rows), pad_id),
+        padded(([1] * len(row.input_ids) for row in rows), 0),
+        padded((row.labels for row in rows), IGNORED_LABEL),
+    )
+
+
+@torch.no_grad()
+def supervised_losses(policy: PreTrainedModel, rows: Sequence[SupervisedRow], batch_size: int = 64) -> list[float]:
+    """ℓ of each row by itself: mean −log p over its targets, in nats. For evaluation, with an interval over rows."""
+    was_training = policy.training
+    policy.eval()
+    losses: list[float] = []
+    for start in range(0, len(rows), batch_size):
+        chunk = rows[start : start + batch_size]
+        ids, mask, labels = _right_padded(chunk, policy)
+        logits = policy(input_ids=ids, attention_mask=mask).logits.float()
+        if is_one_token_policy(policy):
+            logits, targets = logits[:, None], labels[:, :1]
+        else:
+            logits, targets = logits[:, :-1], labels[:, 1:]
+        nll = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none")
+        losses += (nll.sum(1) / (targets != IGNORED_LABEL).sum(1)).tolist()
+    policy.train(was_training)
+    return losses
+
+
+def warm_start(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[SupervisedRow],
+    directory: Path,
+    *,
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    trl: dict[str, Any] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    resume: str | None = None,
+) -> list[dict[str, float]]:
+    """Train the policy on labelled rows before any reward (RL4LMs' supervised warm start) and save it.
+
+    A causal policy goes through TRL's `SFTTrainer`; its rows are tokenised already, and it leaves them as they are.
+
+    Returns: the training log, one dict per logged step.
+    """
+    fields: dict[str, Any] = {
+        "output_dir": str(directory.parent / "checkpoints" / directory.name),
+        "num_train_epochs": epochs,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size,
+        "seed": seed,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 20,
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+        **(trl or {}),
+    }
+    dataset = Dataset.from_list([row._asdict() for row in rows])
+    if is_one_token_policy(policy):
+        trainer: Any = _label_trainer(policy, dataset, fields, callbacks)
+    else:
+        trainer = SFTTrainer(
+            policy,
+            SFTConfig(**fields, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+    quiet(trainer)
+    trainer.train(resume_from_checkpoint=resume)
+    if trainer.accelerator.is_main_process:
+        save_policy(policy, tokenizer, directory)
+    trainer.accelerator.wait_for_everyone()
+    return list(trainer.state.log_history)
+
+
+def _label_trainer(policy: PreTrainedModel, dataset: Dataset, fields: dict[str, Any],
+                   callbacks: Sequence[TrainerCallback]) -> Any:
+    """Cross-entropy on labels through transformers' Trainer: TRL has none for classifiers."""
+    from transformers import Trainer, TrainingArguments
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        ids, mask, labels = _right_padded([SupervisedRow(**row) for row in rows], policy)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels[:, 0]}
+
+    arguments = TrainingArguments(**fields)
+    return Trainer(policy, arguments, train_dataset=dataset, data_collator=collate, callbacks=list(callbacks))
+
+
+def quiet(trainer: Any) -> None:
+    """Take away the printing of raw log dicts: progress is shown by our own callback."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)

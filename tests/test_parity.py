@@ -1,0 +1,201 @@
+"""What must be true of the mathematics, against TRL itself."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from small import fixed_reward, fixed_rollout, small_args, small_policy, small_prompts, small_rows, zero_reward
+from transformers import AutoModelForCausalLM
+from trl import GRPOTrainer, SFTConfig, SFTTrainer
+
+from rlobj.policies import load_tokenizer
+from rlobj.supervised import SupervisedStream
+from rlobj.trainer import SUPPORTED_LOSS_TYPES, LambdaIsDead, ObjectiveTrainer, TrainingDiverged
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return small_policy(tmp_path_factory.mktemp("policy"))
+
+
+def trained(trainer):
+    trainer.train()
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def ours(policy, tmp_path, reward=fixed_reward, lambda_sup=0.0, args=None, rows=True, **kwargs):
+    tokenizer = load_tokenizer(policy)
+    return ObjectiveTrainer(
+        str(policy), reward, small_args(tmp_path, **(args or {})), small_prompts(),
+        rollout_func=fixed_rollout, processing_class=tokenizer, lambda_sup=lambda_sup,
+        supervised=small_rows(tokenizer) if rows else None, supervised_batch_size=6, **kwargs,
+    )
+
+
+@pytest.mark.parametrize("fields", [{}, {"beta": 0.1}, {"num_iterations": 2}, {"gradient_accumulation_steps": 2}])
+def test_lambda_zero_equals_grpo_trainer_to_the_last_bit(policy, tmp_path, fields):
+    tokenizer = load_tokenizer(policy)
+    theirs = trained(GRPOTrainer(
+        str(policy), fixed_reward, small_args(tmp_path / "a", **fields), small_prompts(),
+        rollout_func=fixed_rollout, processing_class=tokenizer,
+    ))
+    for rows in (False, True):  # ℓ that is only watched must change nothing
+        mine = trained(ours(policy, tmp_path / f"b{rows}", args=fields, rows=rows, probe_every=1))
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    start = AutoModelForCausalLM.from_pretrained(policy)
+    assert any(not torch.equal(p, theirs[n]) for n, p in start.named_parameters()), "the runs learned nothing"
+
+
+class _Gradients:
+    """Catches the gradient of the first optimiser step."""
+
+    def __init__(self, trainer):
+        self.grads = {}
+        step = trainer._clip_grad_norm
+
+        def catch(model):
+            if not self.grads:
+                self.grads = {n.removeprefix("module."): p.grad.detach().clone() for n, p in model.named_parameters()}
+            return step(model)
+
+        trainer._clip_grad_norm = catch
+
+
+def first_gradient(trainer):
+    caught = _Gradients(trainer)
+    trainer.train()
+    return caught.grads
+
+
+def test_zero_reward_and_lambda_one_give_the_gradient_of_sft_trainer(policy, tmp_path):
+    tokenizer = load_tokenizer(policy)
+    mine = first_gradient(ours(policy, tmp_path / "a", zero_reward, 1.0, {"max_steps": 1}))
+    rows = SupervisedStream(small_rows(tokenizer), 6, seed=3).batch(0).rows
+    sft = SFTTrainer(
+        str(policy),
+        SFTConfig(str(tmp_path / "b"), per_device_train_batch_size=6, max_steps=1, report_to="none", bf16=False,
+                  use_cpu=True, gradient_checkpointing=False, max_length=None, disable_tqdm=True, save_strategy="no",
+                  dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False),
+        train_dataset=Dataset.from_list([row._asdict() for row in rows]), processing_class=tokenizer,
+    )
+    theirs = first_gradient(sft)
+    for name in theirs:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss_type", SUPPORTED_LOSS_TYPES)
+def test_splitting_the_batch_changes_nothing(policy, tmp_path, loss_type):
+    fields = {"loss_type": loss_type, "max_steps": 1, "max_grad_norm": 0.0, "beta": 0.05}
+    if loss_type == "luspo":
+        fields["importance_sampling_level"] = "sequence"
+    # whole groups in one generation batch of 16, cut into 1, 2 and 4 micro-batches; 7 supervised rows divide by none
+    gradients = []
+    for accumulation in (1, 2, 4):
+        split = {**fields, "per_device_train_batch_size": 16 // accumulation,
+                 "gradient_accumulation_steps": accumulation}
+        trainer = ours(policy, tmp_path / str(accumulation), lambda_sup=0.7, args=split)
+        trainer.stream = SupervisedStream(trainer.stream.rows, 7, seed=1)
+        gradients.append(first_gradient(trainer))
+    for other in gradients[1:]:
+        for name in other:
+            torch.testing.assert_close(gradients[0][name], other[name], rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_of_the_sum_is_the_sum_of_gradients(policy, tmp_path):
+    args = {"max_steps": 1, "max_grad_norm": 0.0}
+    reward_only = first_gradient(ours(policy, tmp_path / "r", lambda_sup=0.0, args=args))
+    supervised_only = first_gradient(ours(policy, tmp_path / "s", zero_reward, 1.0, args))
+    both = first_gradient(ours(policy, tmp_path / "b", lambda_sup=0.3, args=args))
+    for name in both:
+        torch.testing.assert_close(both[name], reward_only[name] + 0.3 * supervised_only[name], rtol=1e-4, atol=1e-6)
+
+
+def test_prompts_environment_tokens_and_padding_are_in_no_loss(policy, tmp_path):
+    trainer = ours(policy, tmp_path, lambda_sup=0.0, args={"max_steps": 1, "beta": 0.1}, rows=False)
+    seen = []
+    original = trainer._get_per_token_logps_and_entropies
+
+    def watched(*args, **kwargs):
+        logps, *rest = original(*args, **kwargs)
+        if logps.requires_grad:
+            logps.retain_grad()
+            seen.append(logps)
+        return (logps, *rest)
+
+    trainer._get_per_token_logps_and_entropies = watched
+    inputs = {}
+    compute = trainer._compute_loss
+    trainer._compute_loss = lambda model, batch: (inputs.update(batch), compute(model, batch))[1]
+    trainer.train()
+    counted = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+    assert seen[0].shape == counted.shape, "log-probabilities of completions alone: prompts have none"
+    assert (~counted).any() and (seen[0].grad[~counted] == 0).all()
+    assert (seen[0].grad[counted] != 0).any()
+
+
+def test_supervised_loss_is_cross_entropy_on_assistant_tokens(policy):
+    from rlobj.supervised import supervised_loss_sum, supervised_losses
+
+    tokenizer = load_tokenizer(policy)
+    model = AutoModelForCausalLM.from_pretrained(policy)
+    rows = small_rows(tokenizer, 3)
+    expected = 0.0
+    for row in rows:  # naive: one row, one token at a time
+        logps = model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+        expected -= sum(logps[t - 1, y].item() for t, y in enumerate(row.labels) if y != -100)
+    assert supervised_loss_sum(model, rows, model).item() == pytest.approx(expected, rel=1e-5)
+    per_row = supervised_losses(model, rows)
+    assert sum(x * r.targets for x, r in zip(per_row, rows, strict=True)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dead_lambda_is_an_error_at_the_first_step(policy, tmp_path):
+    with pytest.raises(LambdaIsDead, match="changes no gradient"):
+        ours(policy, tmp_path, lambda_sup=1e-30).train()
+    with pytest.raises(ValueError, match="no supervised rows"):
+        ours(policy, tmp_path, lambda_sup=0.1, rows=False)
+    with pytest.raises(ValueError, match="bnpo"):
+        ours(policy, tmp_path, args={"loss_type": "bnpo"})
+
+
+def test_lambda_and_gradient_balance_are_logged(policy, tmp_path):
+    trainer = ours(policy, tmp_path, lambda_sup=0.5, probe_every=1)
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["objective/lambda_sup"] == 0.5
+    assert first["gradient/ratio"] == pytest.approx(0.5 * first["gradient/norm_ell"] / first["gradient/norm_R"])
+    assert -1 <= first["gradient/cosine"] <= 1
+    assert first["objective/L"] == pytest.approx(-first["objective/return"] + 0.5 * first["objective/ell"])
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(policy, tmp_path):
+    trainer = ours(policy, tmp_path, lambda_sup=0.5, max_bad_steps=2, args={"max_steps": 4})
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.supervised_loss = lambda model: torch.tensor(math.nan) * next(model.parameters()).sum()
+    with pytest.raises(TrainingDiverged, match="2 steps in a row"):
+        trainer.train()
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+
+
+def test_two_processes_give_the_gradient_of_one(policy, tmp_path):
+    script = Path(__file__).parent / "two_processes.py"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [script.parent, *sys.path])),
+           "OMP_NUM_THREADS": "1"}
+    for processes in (1, 2):
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
+                  "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        done = subprocess.run([*launch, str(script), str(policy), str(tmp_path / f"{processes}.safetensors")],
+                              env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    from safetensors.torch import load_file
+
+    one, two = load_file(tmp_path / "1.safetensors"), load_file(tmp_path / "2.safetensors")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6)

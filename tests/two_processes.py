@@ -1,0 +1,25 @@
+"""Run by test_parity under `accelerate launch`: write the first step's gradient of the same global batch."""
+
+import sys
+import tempfile
+
+from safetensors.torch import save_file
+from small import fixed_reward, fixed_rollout, small_args, small_prompts, small_rows
+from test_parity import first_gradient
+
+from rlobj.policies import load_tokenizer
+from rlobj.trainer import ObjectiveTrainer
+
+policy, target = sys.argv[1:]
+with tempfile.TemporaryDirectory() as directory:
+    args = small_args(directory, max_steps=1, max_grad_norm=0.0, beta=0.05)
+    args.per_device_train_batch_size = 16 // args.world_size
+    args.generation_batch_size = 16
+    tokenizer = load_tokenizer(policy)
+    trainer = ObjectiveTrainer(
+        policy, fixed_reward, args, small_prompts(), rollout_func=fixed_rollout, processing_class=tokenizer,
+        supervised=small_rows(tokenizer), supervised_batch_size=7, lambda_sup=0.7,
+    )
+    gradients = first_gradient(trainer)
+    if trainer.accelerator.is_main_process:
+        save_file(gradients, target)
