@@ -1,0 +1,175 @@
+"""What a run is: one typed tree. `rlobj.recipes` reads it from YAML and the command line.
+
+The docstring under a field is its help on the command line. Nothing here imports torch.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from rlobj.validation import validate
+
+__all__ = [
+    "DataConfig",
+    "EnvConfig",
+    "ObjectiveConfig",
+    "PolicyConfig",
+    "RewardConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "WarmStartConfig",
+    "dump",
+    "validate",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """The policy M_θ."""
+
+    kind: Literal["causal", "encoder"] = "causal"
+    """causal: a language model that writes replies; encoder: a classifier that chooses labels"""
+    model: str | None = None
+    """directory or hub id to start from; null makes a new model of the size below"""
+    hidden_size: int = 128
+    """width of a new model"""
+    layers: int = 2
+    """layers of a new model"""
+    heads: int = 4
+    """attention heads of a new model; they divide hidden_size"""
+    vocab_size: int = 2000
+    """most entries in a new tokenizer"""
+    max_length: int = 512
+    """longest conversation of a new model, in tokens"""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvConfig:
+    """The Gymnasium text environment that the return comes from."""
+
+    id: str
+    """registered id; "module:id" imports the module first"""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """arguments of the environment"""
+    train_episodes: int = 2000
+    """different episodes (seeds) to train on"""
+    eval_episodes: int = 200
+    """episodes of the evaluation, never trained on"""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardConfig:
+    """What R is the expectation of."""
+
+    kind: Literal["trained", "function", "environment"] = "environment"
+    """trained: a reward model; function: a Python function; environment: the environment's own measure"""
+    function: str | None = None
+    """shipped name, "module:name", or "path/to/file.py:name" (see `rlobj list`)"""
+    model: str | None = None
+    """reward model directory or hub id; null trains one"""
+    pairs: int = 1500
+    """preference pairs to train one on"""
+    trl: dict[str, Any] = field(default_factory=dict)
+    """any field of trl.RewardConfig"""
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """Labelled data: what ℓ is measured on, and what the warm start learns."""
+
+    train: str | None = None
+    """JSON lines or CSV file, or data set id; null takes the environment's own expert or examples"""
+    eval: str | None = None
+    """held-out data; null splits it off train"""
+    preferences: str | None = None
+    """pairs for the reward model: columns chosen and rejected, optionally prompt"""
+    text_column: str = "text"
+    """column of the texts to classify"""
+    label_column: str = "label"
+    """column of their labels"""
+    demonstrations: int = 1500
+    """expert dialogues to draw where the environment has an expert"""
+    limit: int | None = None
+    """use this many rows at most; null uses all"""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmStartConfig:
+    """Supervised training before reinforcement learning."""
+
+    epochs: float = 3.0
+    """passes over the labelled data; 0 skips the warm start"""
+    learning_rate: float = 1e-3
+    """peak learning rate"""
+    batch_size: int = 32
+    """examples in one optimiser step"""
+    trl: dict[str, Any] = field(default_factory=dict)
+    """any field of trl.SFTConfig"""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveConfig:
+    """L(θ) = −R(θ) + λ·ℓ(M_θ(x), y)."""
+
+    lambda_sup: float | list[float] = field(default_factory=lambda: [0.0, 0.1])
+    """λ ≥ 0, which multiplies ℓ: a number, or several to compare"""
+    supervised_batch_size: int = 32
+    """rows of ℓ in one optimiser step"""
+    probe_every: int = 10
+    """measure ‖∇R‖, ‖∇ℓ‖ and their cosine every so many steps; 0 for the first step alone"""
+
+    @property
+    def lambdas(self) -> list[float]:
+        """λ as a list, in the order given."""
+        given = self.lambda_sup
+        return [float(value) for value in (given if isinstance(given, list) else [given])]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """Reinforcement learning with trl.GRPOTrainer."""
+
+    steps: int = 50
+    """optimiser steps for each λ"""
+    learning_rate: float = 1e-4
+    """peak learning rate"""
+    num_generations: int = 8
+    """episodes from the same start, compared with one another; at least 2"""
+    prompts_per_step: int = 8
+    """different starts in one optimiser step"""
+    max_reply_tokens: int = 40
+    """longest reply in one turn, in tokens"""
+    temperature: float = 1.0
+    """sampling temperature"""
+    beta: float = 0.0
+    """weight of the KL penalty to the warm start"""
+    max_bad_steps: int = 3
+    """give up after so many non-finite steps in a row (each is skipped)"""
+    trl: dict[str, Any] = field(default_factory=dict)
+    """any other field of trl.GRPOConfig"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """A run."""
+
+    name: str
+    """name of the run, and of its folder in output_dir"""
+    env: EnvConfig
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+    """seed of everything random"""
+    output_dir: str = "runs"
+    """folder of all runs"""
+
+
+def dump(config: RunConfig) -> str:
+    """The whole tree as YAML; `load_recipe` reads it back to an equal tree."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,175 @@
+"""Ready-made runs, and how a run is read: a YAML recipe, then the command line's dotted names over it.
+
+Nothing here imports torch.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from rlobj.config import RunConfig
+from rlobj.validation import did_you_mean
+
+
+def recipes() -> dict[str, Path]:
+    """The shipped recipes, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a shipped recipe or a YAML file, then command-line arguments over it. Not yet validated.
+
+    Args:
+        overrides: as on the command line: `["--objective.lambda_sup", "0.1", "--config", "more.yaml"]`.
+
+    Raises:
+        ValueError: unknown recipe, unreadable file, unknown key, or wrong type, with the nearest valid name.
+    """
+    path = recipe_path(name_or_path)
+    _check_file(path)
+    _check_arguments(overrides)
+    try:
+        values = run_parser(path).parse_args(list(overrides))
+    except ArgumentError as error:
+        raise ValueError(_in_short(error)) from error
+    return _build(RunConfig, values.as_dict())
+
+
+def run_parser(recipe: Path | None = None) -> ArgumentParser:
+    """Parser of all fields by their dotted names; a recipe gives the defaults."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    defaults = [] if recipe is None else [str(recipe)]
+    parser = ArgumentParser(
+        prog="rlobj run RECIPE",
+        description="Train a policy as a recipe says. RECIPE: a name from `rlobj list`, or a YAML file.",
+        default_config_files=defaults,
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file over the recipe; may be given again")
+    sections = dict(_sections())
+    parser.add_class_arguments(RunConfig, skip=set(sections))
+    for name, section in sections.items():
+        parser.add_class_arguments(section, name)
+    return parser
+
+
+def recipe_path(name_or_path: str) -> Path:
+    """The file of a recipe. Raises ValueError if there is none, naming the nearest."""
+    shipped = recipes()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or "/" in name_or_path:
+        raise ValueError(f"recipe file {name_or_path!r} does not exist")
+    raise ValueError(
+        f"no recipe named {name_or_path!r}{did_you_mean(name_or_path, shipped)} "
+        f"(shipped: {', '.join(shipped)}; or give the path of a YAML file)"
+    )
+
+
+def _sections() -> Iterator[tuple[str, type]]:
+    for each in dataclasses.fields(RunConfig):
+        if dataclasses.is_dataclass(each.type):
+            assert isinstance(each.type, type)
+            yield each.name, each.type
+
+
+def _leaves() -> dict[str, Any]:
+    """Dotted name of every field -> its type; sections too, with their dataclass."""
+    sections = dict(_sections())
+    leaves: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(RunConfig)}
+    for name, section in sections.items():
+        leaves |= {f"{name}.{each.name}": each.type for each in dataclasses.fields(section)}
+    return leaves
+
+
+def _check_key(key: str, where: str) -> None:
+    leaves = _leaves()
+    parent = key.rsplit(".", 1)[0]
+    while parent not in leaves and "." in parent:
+        parent = parent.rsplit(".", 1)[0]
+    if key in leaves or get_origin(leaves.get(parent)) is dict:
+        return
+    last = key.rsplit(".", 1)[-1]
+    same_name = [leaf for leaf in leaves if leaf.rsplit(".", 1)[-1] == last]
+    hint = f"; did you mean {same_name[0]!r}?" if same_name else did_you_mean(key, leaves)
+    raise ValueError(f"unknown key {key!r} in {where}{hint}")
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    own = ("config", "print_config", "help")
+    for at, argument in enumerate(arguments):
+        if not argument.startswith("--"):
+            continue
+        key, equals, value = argument[2:].partition("=")
+        key = key.rstrip("+")
+        if key not in own:
+            _check_key(key, "the command line")
+        elif key == "config" and (equals or at + 1 < len(arguments)):
+            _check_file(Path(value if equals else arguments[at + 1]))
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a missing, empty or malformed file and unknown keys in it."""
+    if not path.is_file():
+        raise ValueError(f"configuration file {str(path)!r} does not exist")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected keys such as name and env, got {type(tree).__name__}")
+    sections = dict(_sections())
+    for name, value in tree.items():
+        _check_key(str(name), str(path))
+        if name in sections and not isinstance(value, dict):
+            raise ValueError(
+                f"{name} in {path} is {value!r}: expected a section of keys, "
+                f"such as {name}.{dataclasses.fields(sections[name])[0].name}"
+            )
+        for key in value if name in sections else ():
+            _check_key(f"{name}.{key}", str(path))
+
+
+def _build(kind: Any, values: dict[str, Any]) -> Any:
+    """Instance of a dataclass tree from nested mappings of already checked types."""
+    parts = {
+        each.name: _build(each.type, values[each.name])
+        for each in dataclasses.fields(kind)
+        if dataclasses.is_dataclass(each.type)
+    }
+    return kind(**{each.name: values[each.name] for each in dataclasses.fields(kind)} | parts)
+
+
+def _in_short(error: ArgumentError) -> str:
+    """jsonargparse's message, in one line: key, value given, what is expected."""
+    text = str(error)
+    key, given = re.search(r'Parser key "([^"]+)"', text), re.search(r"(?:Got|Given) value: (.*)", text)
+    kind = _leaves().get(key.group(1)) if key else None
+    if key and given and kind is not None:
+        return f"{key.group(1)} is {given.group(1)}: expected {_expectation(kind)}"
+    missing = re.search(r'[Kk]ey "([^"]+)" is required', text)
+    if missing:
+        return f"{missing.group(1)} is missing: set it in the recipe or with --{missing.group(1)}"
+    return " ".join(text.split())
+
+
+def _expectation(kind: Any) -> str:
+    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "null"}
+    if kind in names:
+        return names[kind]
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_expectation(each) for each in get_args(kind))
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is list:
+        return "a list, each " + _expectation(get_args(kind)[0])
+    return "a mapping of keys to values"

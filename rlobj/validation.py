@@ -1,0 +1,284 @@
+"""What makes a configuration impossible, said before anything is trained.
+
+Every error is a ValueError of one or two lines: the key, its value, what is expected, what to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlobj.config import RunConfig
+
+LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+"""Those whose denominator spans the global batch."""
+
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+
+CUSTOMER_SERVICE, CLASSIFICATION, DIALOGUE = (
+    f"rlobj/{name}-v0" for name in ("CustomerService", "Classification", "Dialogue")
+)
+
+EVERYWHERE = {
+    "output_dir": "output_dir and name",
+    "seed": "seed",
+    "data_seed": "seed",
+    "model_init_kwargs": "policy.model",
+    "trust_remote_code": None,
+    "push_to_hub": None,
+    "resume_from_checkpoint": None,
+    "remove_unused_columns": None,
+    "gradient_accumulation_steps": None,
+}
+RESERVED: dict[str, dict[str, str | None]] = {
+    "training.trl": EVERYWHERE
+    | {
+        "max_steps": "training.steps",
+        "num_train_epochs": "training.steps",
+        "learning_rate": "training.learning_rate",
+        "num_generations": "training.num_generations",
+        "per_device_train_batch_size": "training.prompts_per_step and training.num_generations",
+        "generation_batch_size": "training.prompts_per_step and training.num_generations",
+        "max_completion_length": "training.max_reply_tokens",
+        "temperature": "training.temperature",
+        "beta": "training.beta",
+        "reward_weights": "reward.function",
+    },
+    "warm_start.trl": EVERYWHERE
+    | {
+        "num_train_epochs": "warm_start.epochs",
+        "max_steps": "warm_start.epochs",
+        "learning_rate": "warm_start.learning_rate",
+        "per_device_train_batch_size": "warm_start.batch_size",
+        "max_length": "policy.max_length",
+    },
+    "reward.trl": EVERYWHERE | {"model_init_kwargs": "reward.model"},
+}
+"""Fields of TRL that rlobj sets itself -> the key of rlobj to use (None: rlobj decides)."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Say "; did you mean 'x'?" or nothing, to end a message with."""
+    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def validate(config: RunConfig) -> RunConfig:
+    """Return the configuration if it can be run.
+
+    Raises:
+        ValueError: the first thing that is impossible, with its key and the remedy.
+    """
+    _check_name(config.name)
+    _check_numbers(config)
+    _check_lambdas(config.objective.lambdas)
+    _check_data(config)
+    _check_environment(config.env.id)
+    _check_policy(config)
+    _check_reward(config)
+    _check_supervision(config)
+    _check_trl(config)  # last: it imports TRL
+    return config
+
+
+def _check_name(name: str) -> None:
+    if not name.strip() or name in (".", "..") or any(sign in name for sign in "/\\\0"):
+        raise ValueError(f"name is {name!r}: expected the name of a folder, without slashes")
+
+
+def _check_numbers(config: RunConfig) -> None:
+    positive = {
+        "policy": ("hidden_size", "layers", "heads", "vocab_size", "max_length"),
+        "env": ("train_episodes", "eval_episodes"),
+        "reward": ("pairs",),
+        "data": ("demonstrations",),
+        "warm_start": ("learning_rate", "batch_size"),
+        "objective": ("supervised_batch_size",),
+        "training": (
+            "steps", "learning_rate", "prompts_per_step", "max_reply_tokens", "temperature", "max_bad_steps",
+        ),
+    }  # fmt: skip
+    for section, names in positive.items():
+        for name in names:
+            _at_least(f"{section}.{name}", getattr(getattr(config, section), name), 0, above=True)
+    _at_least("seed", config.seed, 0)
+    _at_least("warm_start.epochs", config.warm_start.epochs, 0)
+    _at_least("objective.probe_every", config.objective.probe_every, 0)
+    _at_least("training.beta", config.training.beta, 0)
+    _at_least("training.num_generations", config.training.num_generations, 2)
+    if config.data.limit is not None:
+        _at_least("data.limit", config.data.limit, 0, above=True)
+
+
+def _at_least(key: str, value: float, low: float, above: bool = False) -> None:
+    if not math.isfinite(value) or value < low or (above and value == low):
+        raise ValueError(
+            f"{key} is {value}: expected a finite number {'above' if above else 'of at least'} {low}"
+        )
+
+
+def _check_lambdas(lambdas: list[float]) -> None:
+    key = "objective.lambda_sup"
+    if not lambdas:
+        raise ValueError(f"{key} is empty: expected one λ or several, such as [0.0, 0.1]")
+    for value in lambdas:
+        if not math.isfinite(value) or value < 0:
+            raise ValueError(
+                f"{key} is {value}: expected a finite λ of at least 0; to weigh ℓ less, bring it towards 0"
+            )
+    if len(set(lambdas)) < len(lambdas):
+        raise ValueError(f"{key} is {lambdas}: each λ may stand in it once")
+
+
+def _check_data(config: RunConfig) -> None:
+    for name in ("train", "eval", "preferences"):
+        value = getattr(config.data, name)
+        if value is None:
+            continue
+        key, path = f"data.{name}", Path(value)
+        if not value.strip():
+            raise ValueError(f"{key} is empty: expected a file or a data set id")
+        if path.is_file() and path.stat().st_size == 0:
+            raise ValueError(f"{key} is {value!r}: the file is empty")
+        if path.suffix.lower() in DATA_SUFFIXES and not path.exists():
+            beside = [str(each) for each in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise ValueError(f"{key} is {value!r}: there is no such file{did_you_mean(value, beside)}")
+    if config.data.eval is not None and config.data.train is None:
+        raise ValueError(f"data.eval is {config.data.eval!r} but data.train is null: set --data.train too")
+
+
+def _check_environment(env_id: str) -> None:
+    import gymnasium
+
+    import envs  # noqa: F401  (registers ours)
+
+    module, colon, name = env_id.partition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"env.id is {env_id!r}: cannot import {module!r} ({error})") from error
+    else:
+        name = env_id
+    known = list(gymnasium.registry)
+    if name not in known:
+        ours = sorted(each for each in known if each.startswith("rlobj/"))
+        hint = did_you_mean(name, ours) or did_you_mean(name, known)
+        raise ValueError(
+            f"env.id is {env_id!r}: not registered with Gymnasium{hint} (ours: {', '.join(ours)}; "
+            '"module:id" imports a module that registers one)'
+        )
+
+
+def _check_policy(config: RunConfig) -> None:
+    policy, env_id = config.policy, config.env.id
+    if policy.hidden_size % policy.heads:
+        raise ValueError(
+            f"policy.heads is {policy.heads}: expected a divisor of policy.hidden_size, {policy.hidden_size}"
+        )
+    if policy.kind == "causal":
+        if env_id == CLASSIFICATION:
+            raise ValueError(f"policy.kind is 'causal', but {env_id} takes labels: set --policy.kind encoder")
+        if config.training.max_reply_tokens >= policy.max_length and policy.model is None:
+            raise ValueError(
+                f"training.max_reply_tokens is {config.training.max_reply_tokens}: expected less than "
+                f"policy.max_length, {policy.max_length}"
+            )
+        return
+    if env_id in (CUSTOMER_SERVICE, DIALOGUE):
+        raise ValueError(f"policy.kind is 'encoder', but {env_id} takes replies: set --policy.kind causal")
+    if config.training.beta > 0:
+        raise ValueError(
+            f"training.beta is {config.training.beta}: an encoder policy has no reference model; set it to 0"
+        )
+    if config.data.train is None:
+        raise ValueError(
+            "data.train is null: an encoder policy learns from labelled texts; give them with "
+            "--data.train PATH (JSON lines, CSV, or a data set id)"
+        )
+
+
+def _check_reward(config: RunConfig) -> None:
+    reward = config.reward
+    if reward.kind == "function" and not reward.function:
+        raise ValueError(
+            "reward.function is null: reward.kind 'function' needs one, such as "
+            "--reward.function mymodule:score (shipped ones: `rlobj list`)"
+        )
+    for name, kind in (("function", "function"), ("model", "trained")):
+        value = getattr(reward, name)
+        if value is not None and reward.kind != kind:
+            raise ValueError(
+                f"reward.{name} is {value!r}, but reward.kind is {reward.kind!r}: set --reward.kind {kind}"
+            )
+    has_pairs = config.data.preferences is not None or config.env.id in (CUSTOMER_SERVICE, DIALOGUE)
+    if reward.kind == "trained" and reward.model is None and not has_pairs:
+        raise ValueError(
+            f"reward.kind is 'trained', but {config.env.id} gives no preference pairs: set --reward.model, "
+            "--data.preferences, or another --reward.kind"
+        )
+
+
+def _check_supervision(config: RunConfig) -> None:
+    env_id = config.env.id
+    if config.data.train is not None or env_id == CUSTOMER_SERVICE:
+        return
+    if env_id == DIALOGUE and not config.env.kwargs.get("prompts"):
+        raise ValueError(
+            "data.train is null: a corpus of dialogues is needed; give it with --data.train PATH "
+            "(JSON lines with messages, or a data set id)"
+        )
+    wants = [value for value in config.objective.lambdas if value > 0]
+    if wants:
+        raise ValueError(
+            f"objective.lambda_sup is {wants[0]}, but there is no labelled data for ℓ: give it with "
+            "--data.train PATH, or set --objective.lambda_sup 0"
+        )
+
+
+def _check_trl(config: RunConfig) -> None:
+    given = {
+        "training.trl": ("GRPOConfig", config.training.trl),
+        "warm_start.trl": ("SFTConfig", config.warm_start.trl),
+        "reward.trl": ("RewardConfig", config.reward.trl),
+    }
+    for section, (kind, fields) in given.items():
+        if not fields:
+            continue
+        import trl
+
+        known = {each.name: each.default for each in dataclasses.fields(getattr(trl, kind))}
+        for name, value in fields.items():
+            _check_trl_field(f"{section}.{name}", name, value, known, f"trl.{kind}", RESERVED[section])
+
+
+def _check_trl_field(
+    key: str, name: str, value: Any, known: dict[str, Any], kind: str, reserved: dict[str, str | None]
+) -> None:
+    if name in reserved:
+        instead = reserved[name]
+        remedy = f"use {instead} instead" if instead else "leave it out"
+        raise ValueError(f"{key} cannot be set: rlobj sets it itself; {remedy}")
+    if name not in known:
+        raise ValueError(f"unknown key {key!r}: {kind} has no such field{did_you_mean(name, known)}")
+    expected = {bool: (bool,), int: (int,), float: (int, float)}.get(type(known[name]))
+    # a bool is an int to Python, not to a reader
+    if (
+        expected
+        and value is not None
+        and (not isinstance(value, expected) or isinstance(value, bool) != (bool in expected))
+    ):
+        raise ValueError(f"{key} is {value!r}: expected {type(known[name]).__name__}, as in {known[name]!r}")
+    if name == "loss_type" and kind == "trl.GRPOConfig" and value not in LOSS_TYPES:
+        why = "divides by the tokens of a micro-batch, so λ would change its meaning with the split" * (
+            value == "bnpo"
+        )
+        raise ValueError(
+            f"{key} is {value!r}{', which ' + why if why else ''}: expected one of {', '.join(LOSS_TYPES)}"
+        )
