@@ -172,4 +172,5 @@ class RunConfig:
 
 def dump(config: RunConfig) -> str:
     """The whole tree as YAML; `load_recipe` reads it back to an equal tree."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return text

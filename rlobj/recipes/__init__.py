@@ -38,7 +38,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
         values = run_parser(path).parse_args(list(overrides))
     except ArgumentError as error:
         raise ValueError(_in_short(error)) from error
-    return _build(RunConfig, values.as_dict())
+    config: RunConfig = _build(RunConfig, values.as_dict())
+    return config
 
 
 def run_parser(recipe: Path | None = None) -> ArgumentParser:
