@@ -15,6 +15,7 @@ from typing import Any
 
 import gymnasium
 import torch
+from gymnasium.envs.registration import load_env_creator
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -115,8 +116,9 @@ def factory_of(env: gymnasium.Env[Any, Any]) -> Callable[[], TextEnv]:
     """
     if env.spec is None or not isinstance(env.unwrapped, TextEnv):
         raise TypeError(f"env is {env!r}: expected a rlobj text environment made by gymnasium.make (envs.TextEnv)")
-    spec = env.spec
-    return lambda: gymnasium.make(spec).unwrapped  # type: ignore[return-value]
+    creator, kwargs = load_env_creator(env.spec.entry_point), env.spec.kwargs  # type: ignore[arg-type]
+    # not gymnasium.make: it copies its arguments deeply, a corpus once for every environment of a batch
+    return lambda: creator(**kwargs)  # type: ignore[return-value]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from rlobj.lambdas import LambdaForm, as_lambda
 from rlobj.objective import GradientBalance, gradient_balance, objective
 from rlobj.rollout import EnvironmentRollout, Sampling, episode_prompt, episode_return, factory_of
 from rlobj.supervised import SupervisedRow, SupervisedStream, supervised_loss_sum
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func warns at every start; test_trl_hooks watches it
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ class ObjectiveTrainer(GRPOTrainer):
             `as_one_token_policy` acts by choosing labels.
         args: `trl.GRPOConfig`; its `loss_type` must be one of SUPPORTED_LOSS_TYPES.
         env: environment made by `gymnasium.make`; `train_seeds` say which episodes are trained on.
-        reward: reward of finished episodes, TRL's signature; None for the environment's own.
+        reward: reward of finished episodes, TRL's signature; None for the one that `env` was made with, or its own.
         train_seeds: seeds of the episodes to train on, one per prompt.
         supervised: labelled rows of ℓ (`dialogue_rows`, `label_rows`); needed for λ > 0. With λ = 0 it is only
             watched, every `probe_every` steps.
@@ -95,7 +98,9 @@ class ObjectiveTrainer(GRPOTrainer):
             sampling = Sampling(
                 args.max_completion_length, max_length, args.temperature, args.top_k, args.top_p, args.min_p
             )
-            kwargs["rollout_func"] = EnvironmentRollout(factory_of(env), sampling, reward, on_bad_reward)
+            kwargs["rollout_func"] = EnvironmentRollout(
+                factory_of(env), sampling, reward if reward is not None else env.unwrapped.reward, on_bad_reward
+            )
             reward_funcs = episode_return
             train_dataset = episode_dataset(env, train_seeds if train_seeds is not None else range(1000))
         self._micro = 0

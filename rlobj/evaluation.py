@@ -1,0 +1,137 @@
+"""A policy on episodes never trained on: success, return, turns, ℓ, and KL to the warm start, each with an interval.
+
+Legend: E evaluation episodes, B episodes in one batch, V vocabulary (or labels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from envs.core import Episode, TextEnv
+from envs.vector import TextVectorEnv
+from rlobj.encoder_policy import action_logits, is_one_token_policy
+from rlobj.intervals import bootstrap_mean, wilson
+from rlobj.rollout import Rollouts, Sampling, Trajectory, play
+from rlobj.supervised import SupervisedRow, supervised_losses
+
+Interval = tuple[float, float, float]
+"""A mean and the ends of its 95% interval."""
+
+EVALUATION_SEED_START = 1_000_000
+"""Seeds from here on are for evaluation; environments keep their goals apart from those of training seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a policy did on the evaluation episodes."""
+
+    metrics: dict[str, Interval]
+    """success, return, turns, ell and kl, as far as the environment and the data give them."""
+    per_episode: dict[str, list[float]]
+    """The values behind the intervals, in the order of the episodes (ell: of the held-out rows)."""
+    episodes: list[Episode]
+
+
+def evaluate(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    make_env: Callable[[], TextEnv],
+    reward: Any,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    rows: Sequence[SupervisedRow],
+    reference: PreTrainedModel | None,
+    *,
+    batch_size: int = 64,
+    sampling_seed: int = 0,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Play every seed once, sampling as in training, and measure.
+
+    Args:
+        rows: held-out labelled rows for ℓ; none leaves it out.
+        reference: the warm start for KL(π ‖ π_ref); None leaves it out.
+        on_progress: called with the number of episodes played so far.
+    """
+    values: dict[str, list[float]] = {"success": [], "return": [], "turns": []}
+    kl: list[float] = []
+    episodes: list[Episode] = []
+    # in its own random state: evaluation must not move the one that training goes on with
+    with torch.random.fork_rng():
+        torch.manual_seed(sampling_seed)
+        for chunk, rollouts in _play_all(policy, tokenizer, make_env, reward, sampling, seeds, batch_size):
+            episodes += rollouts.episodes
+            values["return"] += rollouts.returns
+            for episode in rollouts.episodes:
+                for name in ("success", "turns"):
+                    if name in episode.columns:
+                        values[name].append(float(episode.columns[name]))
+            if reference is not None:
+                kl += sequence_kl(policy, reference, rollouts.trajectories)
+            on_progress(chunk)
+    values["kl"] = kl
+    values["ell"] = supervised_losses(policy, rows) if rows else []
+    per_episode = {name: value for name, value in values.items() if value}
+    metrics = {name: _interval(name, value) for name, value in per_episode.items()}
+    return Evaluation(metrics, per_episode, episodes)
+
+
+def _play_all(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, make_env: Callable[[], TextEnv],
+              reward: Any, sampling: Sampling, seeds: Sequence[int], batch_size: int) -> Iterator[tuple[int, Rollouts]]:
+    for start in range(0, len(seeds), batch_size):
+        chunk = seeds[start : start + batch_size]
+        environments = TextVectorEnv(make_env, len(chunk), reward)
+        yield start + len(chunk), play(policy, tokenizer, environments, chunk, sampling)
+
+
+def _interval(name: str, values: list[float]) -> Interval:
+    if name == "success":  # 0 or 1 each: Wilson's interval holds at the edges, where a bootstrap has no width
+        low, high = wilson(int(sum(values)), len(values))
+        return (sum(values) / len(values), low, high)
+    return bootstrap_mean([v for v in values if not math.isnan(v)])
+
+
+@torch.no_grad()
+def sequence_kl(
+    policy: PreTrainedModel, reference: PreTrainedModel, trajectories: Sequence[Trajectory]
+) -> list[float]:
+    """KL(π ‖ π_ref) along each trajectory, in nats per episode: at every place where the policy spoke, the exact
+    divergence over the whole vocabulary, summed (unbiased, and of less variance than the log-ratio of samples).
+    """
+    if is_one_token_policy(policy):
+        width = max(len(t.prompt_ids) for t in trajectories)
+        ids = torch.tensor([t.prompt_ids + [0] * (width - len(t.prompt_ids)) for t in trajectories])
+        mask = torch.tensor([[1] * len(t.prompt_ids) + [0] * (width - len(t.prompt_ids)) for t in trajectories])
+        both = [action_logits(m, ids.to(m.device), mask.to(m.device)) for m in (policy, reference)]
+        return _kl(both[0], both[1]).tolist()
+    result: list[float] = []
+    for start in range(0, len(trajectories), 16):
+        result += _causal_kl(policy, reference, trajectories[start : start + 16])
+    return result
+
+
+def _causal_kl(
+    policy: PreTrainedModel, reference: PreTrainedModel, trajectories: Sequence[Trajectory]
+) -> list[float]:
+    width = max(len(t) for t in trajectories)
+    ids = torch.zeros(len(trajectories), width, dtype=torch.long, device=policy.device)
+    mask, spoke = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for row, t in enumerate(trajectories):
+        ids[row, : len(t)] = torch.tensor(t.prompt_ids + t.completion_ids)
+        mask[row, : len(t)] = 1
+        spoke[row, len(t.prompt_ids) : len(t)] = torch.tensor(t.policy_mask).bool()
+    logits, ref_logits = (m(input_ids=ids, attention_mask=mask).logits[:, :-1] for m in (policy, reference))
+    return (_kl(logits, ref_logits) * spoke[:, 1:]).sum(1).tolist()
+
+
+def _kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """KL between categorical distributions over the last axis."""
+    logps, ref_logps = logits.float().log_softmax(-1), ref_logits.float().log_softmax(-1)
+    return (logps.exp() * (logps - ref_logps)).sum(-1)
