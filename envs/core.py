@@ -1,0 +1,261 @@
+"""`TextEnv`: what every text environment here is, and the boundary around the user's reward function.
+
+A reward has TRL's signature: `reward(prompts, completions, **columns) -> list[float | None]`.
+"""
+
+from __future__ import annotations
+
+import math
+import pkgutil
+import random
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+from envs.spaces import Chat
+
+Message = dict[str, str]
+Reward = Callable[..., Sequence[float | None]]
+OnBadReward = Literal["error", "drop", "clip"]
+
+FIRST_HELD_OUT_SEED = 1_000_000
+"""Seeds from here on are for evaluation: an environment that makes up its episodes keeps their goals apart."""
+
+CLIPPED_REWARD = 1e6
+"""What an infinite reward becomes, with its sign, where `on_bad_reward` is "clip"."""
+
+
+class BadReward(ValueError):
+    """A reward function returned something that cannot be learned from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What a reward function sees of one finished episode."""
+
+    seed: int
+    prompt: list[Message]
+    """The first observation."""
+    completion: list[Message]
+    """Everything after it: the policy's messages and the environment's answers."""
+    columns: dict[str, Any]
+    """What else is known of the episode, by name, such as success or label."""
+
+
+class StepResult(NamedTuple):
+    """What one action led to, before any reward."""
+
+    new_messages: list[Message]
+    """What the environment appended after the policy's own message."""
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+
+class TextEnv(gymnasium.Env[list[Message], Any]):
+    """A Gymnasium environment whose observation is the whole conversation so far.
+
+    The reward falls at the end of the episode: that of the injected reward function, or the environment's own measure.
+    The seed given to `reset` decides the whole episode, apart from the actions; without one, it is drawn from
+    `np_random`.
+
+    Subclasses set `action_space` and write `_begin`, `_reply`, `_columns` and `own_reward`.
+
+    Args:
+        reward: reward function, or its "module:name"; None for the environment's own measure.
+        on_bad_reward: what a NaN or infinite reward does: "error", "drop" (the reward is NaN) or "clip".
+        render_mode: "ansi" (`render` returns the conversation), "human" (every message is printed), or None.
+    """
+
+    metadata = {"render_modes": ["ansi", "human"], "render_fps": 1}  # noqa: RUF012  (Gymnasium's own declaration)
+
+    def __init__(
+        self,
+        reward: Reward | str | None = None,
+        on_bad_reward: OnBadReward = "error",
+        render_mode: str | None = None,
+    ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode is {render_mode!r}: expected 'ansi', 'human' or None")
+        self.reward, self.on_bad_reward, self.render_mode = resolve_reward(reward), on_bad_reward, render_mode
+        self.observation_space = Chat()
+        self._messages: list[Message] = []
+        self._opening = 0  # messages of the first observation
+        self._seed = -1
+        self._running = False
+        self._shown = 0
+
+    # What a subclass writes -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _begin(self, seed: int, rng: random.Random) -> list[Message]:
+        """The opening messages of episode `seed`; all chance of the episode comes from `rng`."""
+
+    @abstractmethod
+    def _reply(self, action: Any) -> tuple[Message, StepResult]:
+        """The policy's message that `action` stands for, and what the environment makes of it."""
+
+    @abstractmethod
+    def _columns(self) -> dict[str, Any]:
+        """What the finished episode hands to reward functions, by name."""
+
+    @abstractmethod
+    def own_reward(self) -> float:
+        """The environment's own measure of the finished episode."""
+
+    def context(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages that the policy is shown after the last one of `messages`, when a person plays the user."""
+        return []
+
+    # Gymnasium ------------------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[list[Message], dict[str, Any]]:
+        super().reset(seed=seed)
+        self._seed = int(self.np_random.integers(FIRST_HELD_OUT_SEED)) if seed is None else int(seed)
+        self._messages = self._begin(self._seed, random.Random(self._seed))
+        self._opening = len(self._messages)
+        self._running, self._shown = True, 0
+        self._show()
+        return self._observation(), {"seed": self._seed}
+
+    def step(self, action: Any) -> tuple[list[Message], float, bool, bool, dict[str, Any]]:
+        result = self.act(action)
+        reward = 0.0
+        if result.terminated or result.truncated:
+            reward = score(self.reward, [self], self.on_bad_reward)[0]
+        return self._observation(), reward, result.terminated, result.truncated, result.info
+
+    def act(self, action: Any) -> StepResult:
+        """A step without its reward, for callers that score many episodes at once.
+
+        Raises:
+            ResetNeeded: the episode has ended, or none has begun.
+            ValueError: the action is not in the action space.
+        """
+        if not self._running:
+            raise ResetNeeded("step was called before reset, or after the end of the episode: call reset first")
+        if not self.action_space.contains(action):
+            raise ValueError(f"action is {action!r} ({type(action).__name__}): expected one of {self.action_space}")
+        message, result = self._reply(action)
+        self._messages += [message, *result.new_messages]
+        self._running = not (result.terminated or result.truncated)
+        self._show()
+        return result if self._running else result._replace(info={**self._columns(), **result.info})
+
+    def truncate(self) -> None:
+        """End the episode here, for a reason outside of it, such as the policy's context being full."""
+        self._running = False
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The conversation so far, one message a line, in mode "ansi"; mode "human" has printed it already."""
+        if self.render_mode is None:
+            gymnasium.logger.warn("render was called without a render_mode: gymnasium.make(…, render_mode='ansi')")
+        return "\n".join(_line(message) for message in self._messages) if self.render_mode == "ansi" else None
+
+    @property
+    def episode(self) -> Episode:
+        """The finished episode.
+
+        Raises:
+            ResetNeeded: it has not ended, or none has begun.
+        """
+        if self._running or not self._messages:
+            raise ResetNeeded("the episode has not ended: step until terminated or truncated")
+        return Episode(self._seed, self._messages[: self._opening], self._messages[self._opening :], self._columns())
+
+    def _observation(self) -> list[Message]:
+        return [dict(message) for message in self._messages]
+
+    def _show(self) -> None:
+        if self.render_mode == "human":
+            for message in self._messages[self._shown :]:
+                sys.stdout.write(_line(message) + "\n")
+        self._shown = len(self._messages)
+
+
+def _line(message: Message) -> str:
+    return f"{message['role']:>9}: {message['content']}"
+
+
+# Rewards --------------------------------------------------------------------------------------------------------------
+
+
+def resolve_reward(reward: Reward | str | None) -> Reward | None:
+    """The function that `reward` is or names.
+
+    Raises:
+        ValueError: "module:name" names nothing.
+        TypeError: it is not callable.
+    """
+    if isinstance(reward, str):
+        name = reward
+        try:
+            reward = pkgutil.resolve_name(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"reward is {name!r}: expected a function's 'module:name' ({error})") from error
+    if reward is not None and not callable(reward):
+        raise TypeError(f"reward is {reward!r}: expected a function (prompts, completions, **columns) -> list of float")
+    return reward
+
+
+def score(reward: Reward | None, environments: Sequence[TextEnv], on_bad: OnBadReward = "error") -> list[float]:
+    """Rewards of the finished episodes of `environments`: one call of `reward`, or each one's own measure."""
+    if reward is None:
+        return [env.own_reward() for env in environments]
+    return score_episodes(reward, [env.episode for env in environments], on_bad)
+
+
+def score_episodes(reward: Reward, episodes: Sequence[Episode], on_bad: OnBadReward = "error") -> list[float]:
+    """Score all episodes in one call of the reward function.
+
+    Args:
+        reward: called with `prompts`, `completions`, and each column that every episode has.
+        on_bad: what NaN and ±inf do: "error" raises; "drop" makes them NaN (no reward); "clip" makes infinities
+            ±CLIPPED_REWARD, and NaN, which has no nearest number, NaN.
+
+    Returns:
+        One float per episode; NaN for None, "no reward for this one".
+
+    Raises:
+        BadReward: not one finite number or None per episode.
+    """
+    shared = set.intersection(*(set(e.columns) for e in episodes)) if episodes else set()
+    columns = {name: [e.columns[name] for e in episodes] for name in sorted(shared)}
+    name = getattr(reward, "__name__", type(reward).__name__)
+    scores = reward(prompts=[e.prompt for e in episodes], completions=[e.completion for e in episodes], **columns)
+    if isinstance(scores, str) or not hasattr(scores, "__len__"):
+        raise BadReward(f"reward {name!r} returned {scores!r}: expected a list of {len(episodes)} numbers")
+    if len(scores) != len(episodes):
+        raise BadReward(
+            f"reward {name!r} returned {len(scores)} values for {len(episodes)} episodes: expected one per episode"
+        )
+    return [_checked(name, value, e.seed, on_bad) for value, e in zip(scores, episodes, strict=True)]
+
+
+def _checked(name: str, value: Any, seed: int, on_bad: OnBadReward) -> float:
+    if value is None:
+        return math.nan
+    if getattr(value, "requires_grad", False):
+        raise BadReward(f"reward {name!r} of episode {seed} carries a gradient: return value.detach(), or float(value)")
+    try:
+        number = float("text" if isinstance(value, str | bytes) else value)  # float("1") would hide a mistake
+    except (TypeError, ValueError):
+        raise BadReward(
+            f"reward {name!r} of episode {seed} is {value!r} ({type(value).__name__}): expected a number or None"
+        ) from None
+    if math.isfinite(number):
+        return number
+    if on_bad == "error":
+        raise BadReward(
+            f"reward {name!r} of episode {seed} is {number}: expected a finite number or None "
+            "(on_bad_reward='drop' leaves such episodes out, 'clip' makes infinities finite)"
+        )
+    return float(np.copysign(CLIPPED_REWARD, number)) if on_bad == "clip" and math.isinf(number) else math.nan
