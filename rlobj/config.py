@@ -71,6 +71,8 @@ class RewardConfig:
     """reward model directory or hub id; null trains one"""
     pairs: int = 1500
     """preference pairs to train one on"""
+    on_bad: Literal["error", "drop", "clip"] = "error"
+    """a reward that is NaN or infinite: stop; leave the episode out; or clip it"""
     trl: dict[str, Any] = field(default_factory=dict)
     """any field of trl.RewardConfig"""
 

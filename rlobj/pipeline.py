@@ -28,7 +28,16 @@ from rlobj.evaluation import evaluate
 from rlobj.policies import load_causal, load_encoder, load_tokenizer, make_causal, make_encoder, make_tokenizer
 from rlobj.progress import StopWhenAsked, TrainingBar, bar, say
 from rlobj.rollout import Sampling
-from rlobj.runs import atomic_write_json, atomic_write_text, graceful_signals, is_done, mark_done, read_outputs, stage_key
+from rlobj.runs import (
+    atomic_write_json,
+    atomic_write_text,
+    content_digest,
+    graceful_signals,
+    is_done,
+    mark_done,
+    read_outputs,
+    stage_key,
+)
 from rlobj.supervised import SupervisedRow, quiet, warm_start
 from rlobj.tasks import Task, make_task
 from rlobj.trainer import ObjectiveTrainer
@@ -75,7 +84,7 @@ class _Run:
         self.directory = Path(config.output_dir) / config.name
         self.main = PartialState().is_main_process
         self.stop: Any = None
-        self.stage_count = 4 + len(config.objective.lambda_sup) - (config.reward.kind != "trained")
+        self.stage_count = 4 + len(config.objective.lambdas) - (config.reward.kind != "trained")
         self.stage_number = 0
         self._encoded: tuple[list[SupervisedRow], list[SupervisedRow]] | None = None
 
@@ -85,7 +94,7 @@ class _Run:
             atomic_write_text(self.directory / "config.yaml", dump(self.config))
         warm_key = self.warm_start()
         reward, reward_key = self.reward(warm_key)
-        keys = {lam: self.policy(lam, reward, f"{warm_key}{reward_key}") for lam in self.config.objective.lambda_sup}
+        keys = {lam: self.policy(lam, reward, f"{warm_key}{reward_key}") for lam in self.config.objective.lambdas}
         evaluation = self.evaluation(reward, [warm_key, reward_key, *keys.values()])
         path = self.report(evaluation)
         if self.main:
@@ -291,7 +300,7 @@ class _Run:
     def evaluation(self, reward: Any, upstream: Sequence[str]) -> dict[str, Any]:
         directory = self.directory / "evaluation"
         policies = {WARM_START: self.directory / "warm_start", **{
-            lambda_name(lam): self.directory / "policies" / f"lambda={lam:g}" for lam in self.config.objective.lambda_sup}}
+            lambda_name(lam): self.directory / "policies" / f"lambda={lam:g}" for lam in self.config.objective.lambdas}}
 
         def work() -> dict[str, Any]:
             tokenizer = load_tokenizer(self.directory / "warm_start")
@@ -331,7 +340,7 @@ class _Run:
         if self.config.reward.kind == "trained" and self.config.reward.model is None:
             facts["reward model"] = read_outputs(reward_model)["says"]
         curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-        for lam in self.config.objective.lambda_sup:
+        for lam in self.config.objective.lambdas:
             history = read_outputs(self.directory / "policies" / f"lambda={lam:g}")["history"]
             for key, title in CURVES.items():
                 points = [(int(log["step"]), float(log[key])) for log in history if log.get(key) is not None]
@@ -342,10 +351,10 @@ class _Run:
         return path
 
 
-def _fingerprints(config: RunConfig) -> list[tuple[str, int, int]]:
-    """Size and time of the data files: a file that has changed is another input."""
+def _fingerprints(config: RunConfig) -> list[str]:
+    """Digests of the local data files: a file whose content has changed is another input."""
     files = [Path(name) for name in (config.data.train, config.data.eval, config.data.preferences) if name]
-    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
+    return [content_digest(file) for file in files if file.exists()]
 
 
 def _samples(results: dict[str, Any], most: int = 4) -> list[dict[str, Any]]:

@@ -34,7 +34,6 @@ EVERYWHERE = {
     "push_to_hub": None,
     "resume_from_checkpoint": None,
     "remove_unused_columns": None,
-    "gradient_accumulation_steps": None,
 }
 RESERVED: dict[str, dict[str, str | None]] = {
     "training.trl": EVERYWHERE

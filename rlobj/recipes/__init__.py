@@ -22,6 +22,12 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 
 
+def descriptions() -> dict[str, str]:
+    """Name -> the comment in the first line of each shipped recipe."""
+    first_lines = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in recipes().items()}
+    return {name: line.removeprefix("#").strip() for name, line in first_lines.items()}
+
+
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a shipped recipe or a YAML file, then command-line arguments over it. Not yet validated.
 

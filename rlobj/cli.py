@@ -1,0 +1,156 @@
+"""The command line: verbs only. Each calls one function, imported when it is called, so that --help is fast."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
+
+from rlobj import __version__
+
+CALM = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Environment of a run, unless the user set it: libraries read it when they are imported."""
+
+USAGE = """\
+Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
+
+  rlobj run RECIPE [--dotted.name VALUE ...]   train, evaluate and report what a recipe says
+  rlobj chat RUN [--policy NAME]               talk to a trained policy
+  rlobj list                                   environments, rewards and recipes, a line each
+  rlobj VERB --help                            more about a verb
+  rlobj --version
+
+Begin with: rlobj run customer-service
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.prog}: {message}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Returns:
+        exit status: 0 done; 2 an error of the user's, told in a line or two; 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # where "module:name" rewards and environments of the user's live
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt as stop:
+        what = str(stop) or "stopped; finished stages and checkpoints are kept"
+        print(f"{what}\nto go on: {shlex.join(['rlobj', *arguments])}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("RLOBJ_DEBUG") == "1" or not _is_the_users(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verbs: dict[str, Callable[[list[str]], None]] = {"run": _run, "chat": _chat, "list": _list}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+    elif arguments[0] in ("-V", "--version"):
+        print(f"rlobj {__version__}")
+    elif arguments[0] in verbs:
+        verbs[arguments[0]](arguments[1:])
+    else:
+        from rlobj.validation import did_you_mean
+
+        hint = did_you_mean(arguments[0], verbs)
+        raise ValueError(f"no verb {arguments[0]!r}{hint} (verbs: {', '.join(verbs)})")
+    return 0
+
+
+def _is_the_users(error: Exception) -> bool:
+    """Errors of input and surroundings, and those that our packages define, need no traceback."""
+    ours = type(error).__module__.partition(".")[0] in ("rlobj", "envs", "reward_models", "gymnasium")
+    return ours or isinstance(error, ValueError | OSError)
+
+
+# Verbs --------------------------------------------------------------------------------------------------------
+
+
+def _run(arguments: list[str]) -> None:
+    from rlobj.recipes import load_recipe, recipe_path, recipes, run_parser
+
+    recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if "--help" in arguments or "-h" in arguments:
+        run_parser(recipe_path(recipe) if recipe else None).print_help()
+        return
+    if recipe is None:
+        raise ValueError(f"rlobj run RECIPE: the recipe comes first (shipped: {', '.join(recipes())})")
+    overrides = [argument for argument in arguments[1:] if argument != "--print_config"]
+    config = load_recipe(recipe, overrides)
+    if len(overrides) < len(arguments) - 1:
+        from rlobj.config import dump
+
+        print(dump(config), end="")
+        return
+    for name, value in CALM.items():
+        os.environ.setdefault(name, value)
+    from rlobj.config import validate
+
+    validate(config)
+    from rlobj.pipeline import run
+
+    run(config)
+
+
+def _chat(arguments: list[str]) -> None:
+    parser = _Parser(prog="rlobj chat", description="Talk to a trained policy in the terminal.")
+    parser.add_argument("run", metavar="RUN", help="folder of a run, such as runs/customer-service")
+    parser.add_argument("--policy", help="which policy of the run (default: the one with the largest λ)")
+    given = parser.parse_args(arguments)
+    for name, value in CALM.items():
+        os.environ.setdefault(name, value)
+    from rlobj.chat import talk
+
+    talk(given.run, given.policy)
+
+
+def _list(arguments: list[str]) -> None:
+    parser = _Parser(prog="rlobj list", description="Environments, rewards and recipes, a line each.")
+    parser.parse_args(arguments)
+    import reward_models.functions
+    from rlobj.recipes import descriptions
+
+    _print_table("Environments", _environments())
+    _print_table("Rewards", reward_models.functions.list_rewards().items())
+    _print_table("Recipes", descriptions().items())
+
+
+def _environments() -> list[tuple[str, str]]:
+    """Id and first line of each environment of ours."""
+    import pkgutil
+
+    import envs  # noqa: F401  (registers them)
+    import gymnasium
+
+    rows = []
+    for spec in gymnasium.registry.values():
+        if spec.namespace == "rlobj":
+            target = pkgutil.resolve_name(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+            rows.append((spec.id, (target.__doc__ or "").strip().partition("\n")[0]))
+    return sorted(rows)
+
+
+def _print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    print(f"{title}:")
+    for name, line in rows:
+        print(f"  {name:<{width}}  {line}")
