@@ -23,7 +23,7 @@ def check_origin() -> None:
     Raises:
         ImportError: another `envs` or `reward_models` comes first; both places are named.
     """
-    if _is_run_as_module() and hidden_by_us(Path.cwd()) and sys.path:
+    if _is_run_as_module() and hidden_by_us(Path.cwd()) and sys.path[:1] == [str(Path.cwd())]:
         sys.path.append(sys.path.pop(0))
         importlib.invalidate_caches()
     for name in NEIGHBOURS:
@@ -36,11 +36,23 @@ def check_origin() -> None:
 
 
 def hidden_by_us(folder: Path) -> list[Path]:
-    """Packages in `folder` that have the names of ours and cannot be imported beside them."""
+    """Packages and modules in `folder` that have the names of ours and cannot be imported beside them."""
     if folder.resolve() == HOME:
         return []
-    places = [folder / name for name in NEIGHBOURS]
-    return [place for place in places if place.is_dir() or place.with_suffix(".py").is_file()]
+    places = [place for name in NEIGHBOURS for place in (folder / name, folder / f"{name}.py")]
+    return [place for place in places if place.exists()]
+
+
+def advice_on(error: BaseException) -> str:
+    """Name the user's folder that a failed import did not reach because its name is ours, or say nothing."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ImportError) and cause.name:
+            for place in hidden_by_us(Path.cwd()):
+                if place.stem == cause.name.partition(".")[0]:
+                    return f"\n{place} is hidden by rlobj's own package {place.stem!r}: give yours another name"
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def _is_run_as_module() -> bool:

@@ -6,18 +6,23 @@ import argparse
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from rlobj import __version__
+from rlobj._origin import advice_on
 
 CALM = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
 }
 """Environment of a run, unless the user set it: libraries read it when they are imported."""
+
+LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "torch", "transformers", "trl")
 
 USAGE = """\
 Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
@@ -29,6 +34,7 @@ Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
   rlobj --version
 
 Begin with: rlobj run customer-service
+An error of yours is told in a line or two; with RLOBJ_DEBUG=1, with its traceback.
 """
 
 
@@ -53,9 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{what}\nto go on: {shlex.join(['rlobj', *arguments])}", file=sys.stderr)
         return 130
     except Exception as error:
-        if os.environ.get("RLOBJ_DEBUG") == "1" or not _is_the_users(error):
+        advice = advice_on(error)
+        if os.environ.get("RLOBJ_DEBUG") == "1" or not (advice or _is_the_users(error)):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{advice}", file=sys.stderr)
         return 2
 
 
@@ -68,7 +75,7 @@ def _dispatch(arguments: list[str]) -> int:
     elif arguments[0] in verbs:
         verbs[arguments[0]](arguments[1:])
     else:
-        from rlobj.validation import did_you_mean
+        from rlobj.spelling import did_you_mean
 
         hint = did_you_mean(arguments[0], verbs)
         raise ValueError(f"no verb {arguments[0]!r}{hint} (verbs: {', '.join(verbs)})")
@@ -79,6 +86,14 @@ def _is_the_users(error: Exception) -> bool:
     """Errors of input and surroundings, and those that our packages define, need no traceback."""
     ours = type(error).__module__.partition(".")[0] in ("rlobj", "envs", "reward_models", "gymnasium")
     return ours or isinstance(error, ValueError | OSError)
+
+
+def _be_calm() -> None:
+    """Silence what libraries say of their own insides: a reader can do nothing about it."""
+    for name, value in CALM.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:  # python -W and PYTHONWARNINGS are the user's own word
+        warnings.filterwarnings("ignore", module=rf"({'|'.join(LIBRARIES)})(\.|$)")
 
 
 # Verbs --------------------------------------------------------------------------------------------------------
@@ -100,10 +115,9 @@ def _run(arguments: list[str]) -> None:
 
         print(dump(config), end="")
         return
-    for name, value in CALM.items():
-        os.environ.setdefault(name, value)
     from rlobj.config import validate
 
+    _be_calm()
     validate(config)
     from rlobj.pipeline import run
 
@@ -115,8 +129,7 @@ def _chat(arguments: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of a run, such as runs/customer-service")
     parser.add_argument("--policy", help="which policy of the run (default: the one with the largest λ)")
     given = parser.parse_args(arguments)
-    for name, value in CALM.items():
-        os.environ.setdefault(name, value)
+    _be_calm()
     from rlobj.chat import talk
 
     talk(given.run, given.policy)
@@ -137,8 +150,9 @@ def _environments() -> list[tuple[str, str]]:
     """Id and first line of each environment of ours."""
     import pkgutil
 
-    import envs  # noqa: F401  (registers them)
     import gymnasium
+
+    import envs  # noqa: F401  (registers them)
 
     rows = []
     for spec in gymnasium.registry.values():

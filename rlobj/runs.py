@@ -168,9 +168,7 @@ def read_outputs(directory: str | Path) -> dict[str, Any]:
     """
     marker = _marker(directory)
     if "outputs" not in marker:
-        raise ValueError(
-            f"{directory} holds no finished stage ({MARKER} is missing or damaged): run the recipe again"
-        )
+        raise ValueError(f"{directory} holds no finished stage ({MARKER} is missing or damaged): run the recipe again")
     outputs: dict[str, Any] = marker["outputs"]
     return outputs
 

@@ -5,67 +5,25 @@ Every error is a ValueError of one or two lines: the key, its value, what is exp
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import importlib
+import inspect
 import math
-from collections.abc import Iterable
+import os
+import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from rlobj.config import RunConfig
+from rlobj.spelling import did_you_mean
+from rlobj.trl_fields import check_trl_fields
 
-LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
-"""Those whose denominator spans the global batch."""
+if TYPE_CHECKING:
+    from rlobj.config import RunConfig, TrainingConfig
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
 CUSTOMER_SERVICE, CLASSIFICATION, DIALOGUE = (
     f"rlobj/{name}-v0" for name in ("CustomerService", "Classification", "Dialogue")
 )
-
-EVERYWHERE = {
-    "output_dir": "output_dir and name",
-    "seed": "seed",
-    "data_seed": "seed",
-    "model_init_kwargs": "policy.model",
-    "trust_remote_code": None,
-    "push_to_hub": None,
-    "resume_from_checkpoint": None,
-    "remove_unused_columns": None,
-}
-RESERVED: dict[str, dict[str, str | None]] = {
-    "training.trl": EVERYWHERE
-    | {
-        "max_steps": "training.steps",
-        "num_train_epochs": "training.steps",
-        "learning_rate": "training.learning_rate",
-        "num_generations": "training.num_generations",
-        "per_device_train_batch_size": "training.prompts_per_step and training.num_generations",
-        "generation_batch_size": "training.prompts_per_step and training.num_generations",
-        "max_completion_length": "training.max_reply_tokens",
-        "temperature": "training.temperature",
-        "beta": "training.beta",
-        "reward_weights": "reward.function",
-    },
-    "warm_start.trl": EVERYWHERE
-    | {
-        "num_train_epochs": "warm_start.epochs",
-        "max_steps": "warm_start.epochs",
-        "learning_rate": "warm_start.learning_rate",
-        "per_device_train_batch_size": "warm_start.batch_size",
-        "max_length": "policy.max_length",
-    },
-    "reward.trl": EVERYWHERE | {"model_init_kwargs": "reward.model"},
-}
-"""Fields of TRL that rlobj sets itself -> the key of rlobj to use (None: rlobj decides)."""
-
-
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Say "; did you mean 'x'?" or nothing, to end a message with."""
-    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def validate(config: RunConfig) -> RunConfig:
@@ -79,10 +37,13 @@ def validate(config: RunConfig) -> RunConfig:
     _check_lambdas(config.objective.lambdas)
     _check_data(config)
     _check_environment(config.env.id)
+    _check_environment_kwargs(config.env.id, config.env.kwargs)
     _check_policy(config)
     _check_reward(config)
     _check_supervision(config)
-    _check_trl(config)  # last: it imports TRL
+    _check_reward_function(config.reward.function)
+    check_trl_fields(config)  # last, with what stands on it: it imports TRL
+    _check_batch(config.training)
     return config
 
 
@@ -117,9 +78,7 @@ def _check_numbers(config: RunConfig) -> None:
 
 def _at_least(key: str, value: float, low: float, above: bool = False) -> None:
     if not math.isfinite(value) or value < low or (above and value == low):
-        raise ValueError(
-            f"{key} is {value}: expected a finite number {'above' if above else 'of at least'} {low}"
-        )
+        raise ValueError(f"{key} is {value}: expected a finite number {'above' if above else 'of at least'} {low}")
 
 
 def _check_lambdas(lambdas: list[float]) -> None:
@@ -175,6 +134,26 @@ def _check_environment(env_id: str) -> None:
         )
 
 
+def _check_environment_kwargs(env_id: str, kwargs: dict[str, Any]) -> None:
+    """Refuse names that a text environment does not take; the values are its own affair."""
+    import gymnasium
+
+    from envs import TextEnv
+
+    entry_point = gymnasium.spec(env_id).entry_point
+    made = pkgutil.resolve_name(entry_point) if isinstance(entry_point, str) else entry_point
+    if not (isinstance(made, type) and issubclass(made, TextEnv)):
+        return
+    lineage = [each for each in made.__mro__ if issubclass(each, TextEnv) and "__init__" in vars(each)]
+    known = {name for each in lineage for name in inspect.signature(each).parameters} - {"kwargs"}
+    for name in kwargs:
+        if name not in known:
+            raise ValueError(
+                f"unknown key 'env.kwargs.{name}': {env_id} has no such argument{did_you_mean(name, known)} "
+                f"(it has {', '.join(sorted(known))})"
+            )
+
+
 def _check_policy(config: RunConfig) -> None:
     policy, env_id = config.policy, config.env.id
     if policy.hidden_size % policy.heads:
@@ -224,6 +203,13 @@ def _check_reward(config: RunConfig) -> None:
         )
 
 
+def _check_reward_function(function: str | None) -> None:
+    if function is not None:
+        from reward_models.functions import load_reward
+
+        load_reward(function)
+
+
 def _check_supervision(config: RunConfig) -> None:
     env_id = config.env.id
     if config.data.train is not None or env_id == CUSTOMER_SERVICE:
@@ -241,43 +227,14 @@ def _check_supervision(config: RunConfig) -> None:
         )
 
 
-def _check_trl(config: RunConfig) -> None:
-    given = {
-        "training.trl": ("GRPOConfig", config.training.trl),
-        "warm_start.trl": ("SFTConfig", config.warm_start.trl),
-        "reward.trl": ("RewardConfig", config.reward.trl),
-    }
-    for section, (kind, fields) in given.items():
-        if not fields:
-            continue
-        import trl
-
-        known = {each.name: each.default for each in dataclasses.fields(getattr(trl, kind))}
-        for name, value in fields.items():
-            _check_trl_field(f"{section}.{name}", name, value, known, f"trl.{kind}", RESERVED[section])
-
-
-def _check_trl_field(
-    key: str, name: str, value: Any, known: dict[str, Any], kind: str, reserved: dict[str, str | None]
-) -> None:
-    if name in reserved:
-        instead = reserved[name]
-        remedy = f"use {instead} instead" if instead else "leave it out"
-        raise ValueError(f"{key} cannot be set: rlobj sets it itself; {remedy}")
-    if name not in known:
-        raise ValueError(f"unknown key {key!r}: {kind} has no such field{did_you_mean(name, known)}")
-    expected = {bool: (bool,), int: (int,), float: (int, float)}.get(type(known[name]))
-    # a bool is an int to Python, not to a reader
-    if (
-        expected
-        and value is not None
-        and (not isinstance(value, expected) or isinstance(value, bool) != (bool in expected))
-    ):
-        raise ValueError(f"{key} is {value!r}: expected {type(known[name]).__name__}, as in {known[name]!r}")
-    if name == "loss_type" and kind == "trl.GRPOConfig" and value not in LOSS_TYPES:
-        why = "divides by the tokens of a micro-batch, so λ would change its meaning with the split" * (
-            value == "bnpo"
-        )
+def _check_batch(training: TrainingConfig) -> None:
+    """Each process and each micro-batch takes an equal part of a step's episodes."""
+    accumulation = training.trl.get("gradient_accumulation_steps", 1)
+    _at_least("training.trl.gradient_accumulation_steps", accumulation, 1)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch and torchrun
+    episodes = training.prompts_per_step * training.num_generations
+    if episodes % (processes * accumulation):
         raise ValueError(
-            f"{key} is {value!r}{', which ' + why if why else ''}: expected one of {', '.join(LOSS_TYPES)}"
+            f"training.prompts_per_step × training.num_generations is {episodes}: expected a multiple of "
+            f"{processes * accumulation} (processes × training.trl.gradient_accumulation_steps)"
         )

@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from rlobj.config import RunConfig
-from rlobj.validation import did_you_mean
+from rlobj.spelling import did_you_mean
 
 
 def recipes() -> dict[str, Path]:
@@ -131,7 +131,7 @@ def _check_file(path: Path) -> None:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not YAML: {_yaml_problem(error)}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected keys such as name and env, got {type(tree).__name__}")
     sections = dict(_sections())
@@ -144,6 +144,12 @@ def _check_file(path: Path) -> None:
             )
         for key in value if name in sections else ():
             _check_key(f"{name}.{key}", str(path))
+
+
+def _yaml_problem(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} (line {error.problem_mark.line + 1})"
+    return " ".join(str(error).split())
 
 
 def _build(kind: Any, values: dict[str, Any]) -> Any:
@@ -163,9 +169,13 @@ def _in_short(error: ArgumentError) -> str:
     kind = _leaves().get(key.group(1)) if key else None
     if key and given and kind is not None:
         return f"{key.group(1)} is {given.group(1)}: expected {_expectation(kind)}"
-    missing = re.search(r'[Kk]ey "([^"]+)" is required', text)
+    missing = re.search(r'[Kk]ey "([^"]+)" is required|arguments are required: ([\w.]+)', text)
     if missing:
-        return f"{missing.group(1)} is missing: set it in the recipe or with --{missing.group(1)}"
+        name = missing.group(1) or missing.group(2)
+        return f"{name} is missing: set it in the recipe or with --{name}"
+    section = re.match(r'Parser key "(\w+)": Unable to load config', text)
+    if section:
+        return f"--{section.group(1)} is a section: give its fields one by one, or a YAML file with --config"
     return " ".join(text.split())
 
 
