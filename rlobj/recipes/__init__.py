@@ -173,7 +173,7 @@ def _in_short(error: ArgumentError) -> str:
     if missing:
         name = missing.group(1) or missing.group(2)
         return f"{name} is missing: set it in the recipe or with --{name}"
-    section = re.match(r'Parser key "(\w+)": Unable to load config', text)
+    section = re.match(r'Parser key "(\w+)":\s+Unable to load config', text)
     if section:
         return f"--{section.group(1)} is a section: give its fields one by one, or a YAML file with --config"
     return " ".join(text.split())
