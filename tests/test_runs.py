@@ -29,7 +29,7 @@ from rlobj.runs import (
 )
 
 
-class Crash(Exception):
+class CrashError(Exception):
     pass
 
 
@@ -45,10 +45,10 @@ def test_a_crash_before_the_file_is_whole_leaves_the_old_one(tmp_path: Path, mon
     atomic_write_text(path, "old λ")
 
     def crash(handle: int) -> None:
-        raise Crash
+        raise CrashError
 
     monkeypatch.setattr(runs.os, "fsync", crash)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         atomic_write_text(path, "new")
     assert path.read_text(encoding="utf-8") == "old λ"
     assert names(path.parent) == ["x.txt"]
@@ -79,9 +79,9 @@ def test_a_directory_takes_its_place_only_when_it_is_whole(tmp_path: Path) -> No
         (new / "inner").mkdir()
         (new / "inner" / "a").write_text("1")
         assert not place.exists()
-    with pytest.raises(Crash), atomic_dir(place) as new:
+    with pytest.raises(CrashError), atomic_dir(place) as new:
         (new / "b").write_text("2")
-        raise Crash
+        raise CrashError
     assert names(place) == ["inner"]
     with atomic_dir(place) as new:
         (new / "c").write_text("3")
@@ -171,8 +171,8 @@ def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals, caps
 
 def test_handlers_come_back_after_an_error() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Crash), graceful_signals():
-        raise Crash
+    with pytest.raises(CrashError), graceful_signals():
+        raise CrashError
     assert signal.getsignal(signal.SIGINT) == before
 
 

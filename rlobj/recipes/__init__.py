@@ -3,6 +3,7 @@
 Nothing here imports torch.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
@@ -39,9 +40,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = recipe_path(name_or_path)
     _check_file(path)
-    _check_arguments(overrides)
+    arguments = _with_equals(overrides)
+    _check_arguments(arguments)
     try:
-        values = run_parser(path).parse_args(list(overrides))
+        values = run_parser(path).parse_args(arguments)
     except ArgumentError as error:
         raise ValueError(_in_short(error)) from error
     config: RunConfig = _build(RunConfig, values.as_dict())
@@ -109,6 +111,23 @@ def _check_key(key: str, where: str) -> None:
     same_name = [leaf for leaf in leaves if leaf.rsplit(".", 1)[-1] == last]
     hint = f"; did you mean {same_name[0]!r}?" if same_name else did_you_mean(key, leaves)
     raise ValueError(f"unknown key {key!r} in {where}{hint}")
+
+
+def _with_equals(arguments: Sequence[str]) -> list[str]:
+    """Join "--key", "-1e-9" into "--key=-1e-9": argparse takes such a number for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1].startswith("--") and "=" not in joined[-1] and _is_negative_number(argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _is_negative_number(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return text.startswith("-") and float(text) <= 0
+    return False
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:

@@ -1,0 +1,234 @@
+"""An impossible configuration is refused with its key, its value and a remedy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlobj.config import RunConfig, validate
+from rlobj.recipes import load_recipe
+from rlobj.spelling import did_you_mean
+
+CUSTOMER_SERVICE = "name: x\nenv: {id: rlobj/CustomerService-v0}\n"
+
+
+def refusal(recipe: str, *arguments: str) -> str:
+    """The message of the ValueError that reading or checking gives: one line or two."""
+    with pytest.raises(ValueError) as error:
+        validate(load_recipe(recipe, arguments))
+    message = str(error.value)
+    assert len(message.splitlines()) <= 2
+    return message
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> str:
+    path = tmp_path / "labelled.csv"
+    path.write_text("text,label\nhello,greeting\nbye,farewell\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("value", ["-1", "-1e-9", "-inf", "nan", "inf", "[0, -0.1]", "true", "x", "null", "[[0.1]]"])
+def test_lambda_is_finite_and_not_negative(value: str) -> None:
+    assert refusal("customer-service", "--objective.lambda_sup", value).startswith("objective.lambda_sup is ")
+
+
+def test_lambda_that_is_not_a_number_in_yaml(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(CUSTOMER_SERVICE + "objective: {lambda_sup: .nan}\n")
+    assert refusal(str(tmp_path / "x.yaml")).startswith("objective.lambda_sup is nan: expected a finite λ")
+
+
+@pytest.mark.parametrize("value", ["[]", "[0.1, 0.1]"])
+def test_a_list_of_lambdas_has_some_and_each_once(value: str) -> None:
+    assert refusal("customer-service", "--objective.lambda_sup", value).startswith("objective.lambda_sup is ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--training.steps", "1.5"], "training.steps is 1.5: expected a whole number"),
+        (["--training.steps", "0"], "training.steps is 0: expected a finite number above 0"),
+        (["--training.learning_rate", "fast"], "training.learning_rate is fast: expected a number"),
+        (["--training.learning_rate", ".nan"], "training.learning_rate is "),
+        (["--training.num_generations", "1"], "training.num_generations is 1: expected a finite number of at least 2"),
+        (["--training.trl", "3"], "training.trl is 3: expected a mapping of keys to values"),
+        (["--training", "3"], "--training is a section"),
+        (["--policy.kind", "casual"], "policy.kind is casual: expected one of causal, encoder"),
+        (["--warm_start.epochs", "-1"], "warm_start.epochs is -1.0: "),
+        (["--name", "a/b"], "name is 'a/b': expected the name of a folder"),
+        (["--name", ""], "name is ''"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--data.limit", "0"], "data.limit is 0"),
+        (["--policy.heads", "3"], "policy.heads is 3: expected a divisor of policy.hidden_size, 128"),
+    ],
+)
+def test_values(arguments: list[str], message: str) -> None:
+    assert refusal("customer-service", *arguments).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("objective.lambda", "objective.lambda_sup"),
+        ("lambda_sup", "objective.lambda_sup"),
+        ("training.learnign_rate", "training.learning_rate"),
+        ("policy.learning_rate", "warm_start.learning_rate"),
+        ("output_dri", "output_dir"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key: str, nearest: str, tmp_path: Path) -> None:
+    expected = f"unknown key {key!r} in the command line; did you mean {nearest!r}?"
+    assert refusal("customer-service", f"--{key}", "1") == expected
+    assert refusal("customer-service", f"--{key}=1") == expected
+    section, _, name = key.rpartition(".")
+    path = tmp_path / "x.yaml"
+    path.write_text(CUSTOMER_SERVICE + (f"{section}: {{{name}: 1}}\n" if section else f"{name}: 1\n"))
+    assert refusal(str(path)) == expected.replace("the command line", str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected keys such as name and env, got NoneType"),
+        ("- a\n", "expected keys such as name and env, got list"),
+        ("name: [x\n", "is not YAML: "),
+        ("name: x\n", "env.id is missing: set it in the recipe or with --env.id"),
+        ("name: x\nenv: foo\n", "env in {path} is 'foo': expected a section of keys, such as env.id"),
+        (CUSTOMER_SERVICE + "objective:\n", "objective in {path} is None: expected a section of keys"),
+        (CUSTOMER_SERVICE + "training: {steps: 1e-6}\n", "training.steps is 1e-06: expected a whole number"),
+        (CUSTOMER_SERVICE + "training: {steps: '5x'}\n", "training.steps is 5x: expected a whole number"),
+    ],
+)
+def test_files(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    assert message.format(path=path) in refusal(str(path))
+
+
+def test_small_numbers_in_yaml_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        CUSTOMER_SERVICE + "training: {learning_rate: 1e-6, trl: {epsilon: 1e-2}}\nobjective: {lambda_sup: [0, 1e-6]}\n"
+    )
+    config = validate(load_recipe(str(path)))
+    assert (config.training.learning_rate, config.objective.lambdas) == (1e-6, [0.0, 1e-6])
+    assert config.training.trl == {"epsilon": 1e-2}
+
+
+def test_missing_recipes_and_files() -> None:
+    assert "did you mean 'customer-service'?" in refusal("customer-servce")
+    assert refusal("nothing/here.yaml") == "recipe file 'nothing/here.yaml' does not exist"
+    assert refusal("customer-service", "--config", "no.yaml") == "configuration file 'no.yaml' does not exist"
+
+
+def test_data_files(tmp_path: Path, labelled: str) -> None:
+    assert "there is no such file; did you mean " in refusal("banking-intents", "--data.train", labelled[:-5] + ".csv")
+    (tmp_path / "empty.jsonl").touch()
+    assert refusal("banking-intents", "--data.train", str(tmp_path / "empty.jsonl")).endswith("the file is empty")
+    assert refusal("banking-intents", "--data.train", "").startswith("data.train is empty")
+    assert "set --data.train too" in refusal("customer-service", "--data.eval", labelled)
+    assert refusal("banking-intents").startswith("data.train is null")
+    assert refusal("corpus-dialogue").startswith("data.train is null")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy.kind", "encoder"], "policy.kind is 'encoder', but rlobj/CustomerService-v0 takes replies"),
+        (["--reward.kind", "function"], "reward.function is null"),
+        (["--reward.function", "label_match"], "set --reward.kind function"),
+        (["--reward.kind", "environment", "--reward.model", "x"], "set --reward.kind trained"),
+        (["--training.max_reply_tokens", "512"], "expected less than policy.max_length, 512"),
+        (["--env.id", "rlobj/CustomerServise-v0"], "did you mean 'rlobj/CustomerService-v0'?"),
+        (["--env.id", "nowhere:rlobj/CustomerService-v0"], "cannot import 'nowhere'"),
+        (["--env.kwargs.domian", "repairs"], "did you mean 'domain'?"),
+        (["--env.id", "CartPole-v1", "--env.kwargs", "{}"], "reward.kind is 'trained', but CartPole-v1 gives no pref"),
+    ],
+)
+def test_impossible_combinations(arguments: list[str], message: str) -> None:
+    assert message in refusal("customer-service", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy.kind", "causal"], "set --policy.kind encoder"),
+        (["--training.beta", "0.1"], "an encoder policy has no reference model"),
+        (["--reward.kind", "trained", "--reward.function", "null"], "gives no preference pairs"),
+    ],
+)
+def test_impossible_combinations_of_a_classifier(arguments: list[str], message: str, labelled: str) -> None:
+    assert message in refusal("banking-intents", "--data.train", labelled, *arguments)
+
+
+def test_no_supervision_without_data() -> None:
+    kwargs = ["--env.kwargs", '{prompts: [[{role: user, content: "hello"}]]}']
+    arguments = ["--env.id", "rlobj/Dialogue-v0", *kwargs, "--reward.kind", "environment"]
+    assert "there is no labelled data for ℓ" in refusal("customer-service", *arguments)
+    validate(load_recipe("customer-service", [*arguments, "--objective.lambda_sup", "0"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--training.trl.num_iteration", "2"], "trl.GRPOConfig has no such field; did you mean 'num_iterations'?"),
+        (["--warm_start.trl.packin", "true"], "trl.SFTConfig has no such field; did you mean 'packing'?"),
+        (["--reward.trl.learning_rat", "1"], "trl.RewardConfig has no such field; did you mean 'learning_rate'?"),
+        (["--training.trl.learning_rate", "1e-6"], "use training.learning_rate instead"),
+        (["--training.trl.push_to_hub", "true"], "rlobj sets it itself; leave it out"),
+        (["--training.trl.num_iterations", "many"], "training.trl.num_iterations is 'many': expected int"),
+        (["--training.trl.num_iterations", "true"], "training.trl.num_iterations is True: expected int"),
+        (["--training.trl.epsilon", "x"], "training.trl.epsilon is 'x': expected float"),
+        (["--training.trl.loss_type", "bnpo"], "divides by the tokens of a micro-batch"),
+        (["--training.trl.gradient_accumulation_steps", "7"], "is 64: expected a multiple of 7"),
+        (["--training.trl.gradient_accumulation_steps", "0"], "is 0: expected a finite number of at least 1"),
+    ],
+)
+def test_fields_of_trl(arguments: list[str], message: str) -> None:
+    assert message in refusal("customer-service", *arguments)
+
+
+def test_fields_of_trl_that_may_be_set() -> None:
+    config = load_recipe(
+        "customer-service",
+        ["--training.trl.epsilon", "1e-6", "--training.trl.gradient_accumulation_steps", "4",
+         "--training.trl.loss_type", "dr_grpo", "--warm_start.trl.weight_decay", "0.1"],
+    )  # fmt: skip
+    assert validate(config) is config
+
+
+def test_processes_share_a_step_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "expected a multiple of 3 (processes × " in refusal("customer-service")
+
+
+def test_loss_types_are_those_of_the_trainer() -> None:
+    from rlobj.trainer import SUPPORTED_LOSS_TYPES
+    from rlobj.trl_fields import LOSS_TYPES
+
+    assert LOSS_TYPES == SUPPORTED_LOSS_TYPES
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("lamda", ["lambda", "beta"]) == "; did you mean 'lambda'?"
+    assert did_you_mean("zzz", ["lambda", "beta"]) == ""
+
+
+def test_reading_and_checking_need_no_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys; from rlobj.recipes import load_recipe; from rlobj.config import validate\n"
+        "validate(load_recipe('customer-service'))\n"
+        "print(*{'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("\n", "")
+
+
+def test_the_tree_is_frozen() -> None:
+    config = load_recipe("customer-service")
+    assert isinstance(config, RunConfig)
+    with pytest.raises(AttributeError):
+        config.training.steps = 3  # type: ignore[misc]
