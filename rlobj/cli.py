@@ -8,6 +8,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from rlobj import __version__
@@ -55,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt as stop:
-        what = str(stop) or "stopped; finished stages and checkpoints are kept"
-        print(f"{what}\nto go on: {shlex.join(['rlobj', *arguments])}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            what = str(stop) or "stopped; finished stages and checkpoints are kept"
+            print(f"{what}\nto go on: {_as_typed(arguments)}", file=sys.stderr)
         return 130
     except Exception as error:
         advice = advice_on(error)
@@ -80,6 +82,11 @@ def _dispatch(arguments: list[str]) -> int:
         hint = did_you_mean(arguments[0], verbs)
         raise ValueError(f"no verb {arguments[0]!r}{hint} (verbs: {', '.join(verbs)})")
     return 0
+
+
+def _as_typed(arguments: list[str]) -> str:
+    command = shlex.join(["rlobj", *arguments])
+    return f"the same launch of {command}" if "WORLD_SIZE" in os.environ else command
 
 
 def _is_the_users(error: Exception) -> bool:
@@ -129,6 +136,12 @@ def _chat(arguments: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of a run, such as runs/customer-service")
     parser.add_argument("--policy", help="which policy of the run (default: the one with the largest λ)")
     given = parser.parse_args(arguments)
+    folder = Path(given.run)
+    if not folder.is_dir():
+        from rlobj.spelling import did_you_mean
+
+        beside = [str(each) for each in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise ValueError(f"{given.run!r} is not the folder of a run{did_you_mean(given.run, beside)}")
     _be_calm()
     from rlobj.chat import talk
 

@@ -17,7 +17,7 @@ from rlobj.spelling import did_you_mean
 from rlobj.trl_fields import check_trl_fields
 
 if TYPE_CHECKING:
-    from rlobj.config import RunConfig, TrainingConfig
+    from rlobj.config import PolicyConfig, RunConfig, TrainingConfig
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
@@ -156,10 +156,7 @@ def _check_environment_kwargs(env_id: str, kwargs: dict[str, Any]) -> None:
 
 def _check_policy(config: RunConfig) -> None:
     policy, env_id = config.policy, config.env.id
-    if policy.hidden_size % policy.heads:
-        raise ValueError(
-            f"policy.heads is {policy.heads}: expected a divisor of policy.hidden_size, {policy.hidden_size}"
-        )
+    _check_size(policy)
     if policy.kind == "causal":
         if env_id == CLASSIFICATION:
             raise ValueError(f"policy.kind is 'causal', but {env_id} takes labels: set --policy.kind encoder")
@@ -180,6 +177,16 @@ def _check_policy(config: RunConfig) -> None:
             "data.train is null: an encoder policy learns from labelled texts; give them with "
             "--data.train PATH (JSON lines, CSV, or a data set id)"
         )
+
+
+def _check_size(policy: PolicyConfig) -> None:
+    if policy.model is not None:
+        return
+    # a causal model turns pairs of a head's numbers (rotary positions), so their number is even
+    parts = policy.heads * (2 if policy.kind == "causal" else 1)
+    if policy.hidden_size % parts:
+        why = "policy.heads × 2" if policy.kind == "causal" else "policy.heads"
+        raise ValueError(f"policy.hidden_size is {policy.hidden_size}: expected a multiple of {parts} ({why})")
 
 
 def _check_reward(config: RunConfig) -> None:

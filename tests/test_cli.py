@@ -145,13 +145,17 @@ def test_an_interrupted_run_says_how_to_go_on(
     )
 
 
-def test_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[Any] = []
     fake = types.SimpleNamespace(talk=lambda *arguments: calls.append(arguments))
     monkeypatch.setitem(sys.modules, "rlobj.chat", fake)
-    assert main(["chat", "runs/x", "--policy", "warm_start"]) == 0
-    assert main(["chat", "runs/x"]) == 0
-    assert calls == [("runs/x", "warm_start"), ("runs/x", None)]
+    run = tmp_path / "customer-service"
+    run.mkdir()
+    assert main(["chat", str(run), "--policy", "warm_start"]) == 0
+    assert main(["chat", str(run)]) == 0
+    assert calls == [(str(run), "warm_start"), (str(run), None)]
+    assert main(["chat", f"{run}s"]) == 2
+    assert capsys.readouterr().err == f"error: '{run}s' is not the folder of a run; did you mean '{run}'?\n"
 
 
 def test_a_run_is_calm_and_the_user_may_want_it_otherwise(

@@ -62,7 +62,8 @@ def test_a_list_of_lambdas_has_some_and_each_once(value: str) -> None:
         (["--name", ""], "name is ''"),
         (["--seed", "-1"], "seed is -1"),
         (["--data.limit", "0"], "data.limit is 0"),
-        (["--policy.heads", "3"], "policy.heads is 3: expected a divisor of policy.hidden_size, 128"),
+        (["--policy.heads", "3"], "policy.hidden_size is 128: expected a multiple of 6 (policy.heads × 2)"),
+        (["--policy.hidden_size", "60"], "policy.hidden_size is 60: expected a multiple of 8 (policy.heads × 2)"),
     ],
 )
 def test_values(arguments: list[str], message: str) -> None:
@@ -156,6 +157,7 @@ def test_impossible_combinations(arguments: list[str], message: str) -> None:
     ("arguments", "message"),
     [
         (["--policy.kind", "causal"], "set --policy.kind encoder"),
+        (["--policy.hidden_size", "60", "--policy.heads", "8"], "expected a multiple of 8 (policy.heads)"),
         (["--training.beta", "0.1"], "an encoder policy has no reference model"),
         (["--reward.kind", "trained", "--reward.function", "null"], "gives no preference pairs"),
     ],
