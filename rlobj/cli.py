@@ -19,7 +19,6 @@ CALM = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
 }
 """Environment of a run, unless the user set it: libraries read it when they are imported."""
 
@@ -48,18 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Returns:
-        exit status: 0 done; 2 an error of the user's, told in a line or two; 130 interrupted.
+        exit status: 0 done; 2 an error of the user's, told in a line or two; 130 interrupted; 141 nobody reads on.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # where "module:name" rewards and environments of the user's live
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
             what = str(stop) or "stopped; finished stages and checkpoints are kept"
             print(f"{what}\nto go on: {_as_typed(arguments)}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
+        return 141
     except Exception as error:
         advice = advice_on(error)
         if os.environ.get("RLOBJ_DEBUG") == "1" or not (advice or _is_the_users(error)):

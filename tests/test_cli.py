@@ -84,6 +84,16 @@ def test_print_config_is_the_whole_tree(capsys: pytest.CaptureFixture[str], tmp_
     assert load_recipe(str(tmp_path / "printed.yaml")) == load_recipe("customer-service", overrides)
 
 
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = [sys.executable, "-m", "rlobj", *RUN, "--print_config"]
+    process = subprocess.Popen(command, cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 141
+
+
 def test_run_hands_the_configuration_on(pipeline: types.SimpleNamespace) -> None:
     assert main([*RUN, "--training.steps", "3"]) == 0
     assert pipeline.configs == [load_recipe("customer-service", ["--training.steps", "3"])]
