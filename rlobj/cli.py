@@ -18,6 +18,7 @@ CALM = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """Environment of a run, unless the user set it: libraries read it when they are imported."""
@@ -107,6 +108,18 @@ def _be_calm() -> None:
         warnings.filterwarnings("ignore", module=rf"({'|'.join(LIBRARIES)})(\.|$)")
 
 
+def _share_the_cpu() -> None:
+    """Let several processes without an accelerator train together: unasked, Accelerate lets each train alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+
+        if not torch.accelerator.is_available():
+            from accelerate import PartialState
+
+            os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # trainers look here,
+            PartialState(cpu=True)  # and all else here
+
+
 # Verbs --------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +143,7 @@ def _run(arguments: list[str]) -> None:
 
     _be_calm()
     validate(config)
+    _share_the_cpu()
     from rlobj.pipeline import run
 
     run(config)
