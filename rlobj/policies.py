@@ -64,6 +64,9 @@ def make_causal(
         num_attention_heads=heads,
         max_position_embeddings=max_length,
         tie_word_embeddings=True,
+        # not the 0.02 of large models: at this width it hides a word's identity from attention for hundreds of steps,
+        # and a policy that cannot copy a name from the screen cannot serve anybody
+        initializer_range=hidden_size**-0.5,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

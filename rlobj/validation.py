@@ -214,7 +214,10 @@ def _check_reward_function(function: str | None) -> None:
     if function is not None:
         from reward_models.functions import load_reward
 
-        load_reward(function)
+        try:
+            load_reward(function)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"reward.function: {error}") from error
 
 
 def _check_supervision(config: RunConfig) -> None:

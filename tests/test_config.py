@@ -166,6 +166,23 @@ def test_impossible_combinations_of_a_classifier(arguments: list[str], message: 
     assert message in refusal("banking-intents", "--data.train", labelled, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("label_mach", "reward.function: reward 'label_mach' is not shipped"),
+        ("nowhere:score", "cannot import 'nowhere'"),
+        ("{file}:scor", "has no 'scor'"),
+        ("{file}:LIMIT", "is 3: expected a function"),
+        ("{file}x.py:score", "there is no file"),
+    ],
+)
+def test_reward_functions(function: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("LIMIT = 3\ndef score(completions, **columns): return [0.0] * len(completions)\n")
+    arguments = ["--reward.kind", "function", "--reward.function"]
+    assert message in refusal("customer-service", *arguments, function.format(file=tmp_path / "mine.py"))
+    validate(load_recipe("customer-service", [*arguments, f"{tmp_path / 'mine.py'}:score"]))
+
+
 def test_no_supervision_without_data() -> None:
     kwargs = ["--env.kwargs", '{prompts: [[{role: user, content: "hello"}]]}']
     arguments = ["--env.id", "rlobj/Dialogue-v0", *kwargs, "--reward.kind", "environment"]

@@ -1,0 +1,113 @@
+"""Shipped reward functions, and how a reward is found by its name. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from reward_models.protocol import Conversation, Reward
+
+
+def label_match(completions: Sequence[Conversation], label: Sequence[str], **columns: Any) -> list[float]:
+    """1 if the policy's last message is the column `label`, else 0."""
+    return [float(_said(each) == str(want)) for each, want in zip(completions, label, strict=True)]
+
+
+def exact_match(
+    completions: Sequence[Conversation], reference: Sequence[str | None], **columns: Any
+) -> list[float | None]:
+    """1 if the policy's last message is the column `reference`, else 0; no reward without a reference."""
+    return [
+        None if want is None else float(_said(each).strip() == want.strip())
+        for each, want in zip(completions, reference, strict=True)
+    ]
+
+
+def success(success: Sequence[bool], **columns: Any) -> list[float]:
+    """1 if the environment says that the task was done (column `success`), else 0."""
+    return [float(done) for done in success]
+
+
+def length_window(
+    completions: Sequence[Conversation], low: int = 3, high: int = 40, **columns: Any
+) -> list[float]:
+    """1 if the policy's last message has 3 to 40 words; less, the farther from there."""
+    return [_in_window(len(_said(each).split()), low, high) for each in completions]
+
+
+def _in_window(words: int, low: int, high: int) -> float:
+    if low <= words <= high:
+        return 1.0
+    return words / low if words < low else high / words
+
+
+def _said(completion: Conversation) -> str:
+    """The policy's last message."""
+    return next((m["content"] for m in reversed(completion) if m["role"] == "assistant"), "")
+
+
+SHIPPED: dict[str, Callable[..., Sequence[float | None]]] = {
+    function.__name__: function for function in (exact_match, label_match, length_window, success)
+}
+
+
+def list_rewards() -> dict[str, str]:
+    """Name of each shipped reward -> what it is, in a line."""
+    return {name: (function.__doc__ or "").strip().partition("\n")[0] for name, function in SHIPPED.items()}
+
+
+def load_reward(spec: str) -> Reward:
+    """The reward that `spec` names: a shipped one, "package.module:name", or "path/to/file.py:name".
+
+    Raises:
+        ValueError: nothing is there under this name; the nearest name is given.
+        TypeError: what is there cannot be called.
+    """
+    if ":" not in spec:
+        if spec not in SHIPPED:
+            raise ValueError(
+                f"reward {spec!r} is not shipped{_nearest(spec, SHIPPED)} (shipped: {', '.join(SHIPPED)}; your own: "
+                "package.module:name or path/to/file.py:name)"
+            )
+        return SHIPPED[spec]
+    where, _, name = spec.rpartition(":")
+    module = _load_file(Path(where), spec) if where.endswith(".py") else _load_module(where, spec)
+    try:
+        found = pkgutil.resolve_name(f"{module.__name__}:{name}") if not where.endswith(".py") else getattr(module, name)
+    except AttributeError:
+        names = [each for each in vars(module) if not each.startswith("_")]
+        raise ValueError(f"reward {spec!r}: {where} has no {name!r}{_nearest(name, names)}") from None
+    if not callable(found):
+        raise TypeError(
+            f"reward {spec!r} is {found!r}: expected a function (prompts, completions, **columns) -> list of float"
+        )
+    reward: Reward = found
+    return reward
+
+
+def _load_module(name: str, spec: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"reward {spec!r}: cannot import {name!r} ({error}); for a file, write path/to/{name}.py:name"
+        ) from error
+
+
+def _load_file(path: Path, spec: str) -> Any:
+    if not path.is_file():
+        raise ValueError(f"reward {spec!r}: there is no file {str(path)!r}")
+    found = importlib.util.spec_from_file_location(f"reward_from_{path.stem}", path)
+    assert found is not None and found.loader is not None  # a .py file has a loader
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def _nearest(given: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

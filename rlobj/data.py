@@ -1,0 +1,315 @@
+"""The user's data: labelled texts, dialogues and preferences, from files or the Hugging Face Hub. No torch here."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from rlobj.chat_format import Message
+from rlobj.spelling import did_you_mean
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+ROLES = ("system", "user", "assistant", "tool")
+FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
+
+
+class Dialogues(NamedTuple):
+    """Dialogues that can be learned from, and how many could not."""
+
+    messages: list[list[Message]]
+    dropped: int
+    why: str
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def load_rows(source: str, limit: int | None = None) -> list[Row]:
+    """The first `limit` rows of a file (JSON lines, JSON, CSV, TSV, Parquet; `.gz` too) or of a data set on the Hub.
+
+    Args:
+        source: a path; or the id of a data set, with ":split" if it is not the split "train".
+
+    Raises:
+        ValueError: no such file, nothing in it, or a line that cannot be read, with its number.
+    """
+    path = Path(source)
+    if path.is_file():
+        rows = list(islice(_file_rows(path), limit))
+    elif path.suffix.lower() in FILE_SUFFIXES:
+        raise ValueError(f"data file {source!r} does not exist")
+    elif path.is_dir():
+        raise ValueError(f"data {source!r} is a directory: expected a file in it, or a data set id")
+    else:
+        rows = _hub_rows(source, limit)
+    if not rows:
+        raise ValueError(f"data {source!r} has no rows")
+    return rows
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else suffixes[-1] if suffixes else ""
+    if kind == ".parquet":
+        from pyarrow import parquet
+
+        for batch in parquet.ParquetFile(path).iter_batches(1000):
+            yield from batch.to_pylist()
+        return
+    readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _tsv}
+    if kind not in readers:
+        raise ValueError(f"data file {str(path)!r} ends in {kind!r}: expected one of {', '.join([*readers, '.parquet'])}")
+    opened: Any = gzip.open if suffixes[-1] == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield from readers[kind](file, path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data file {str(path)!r} is not UTF-8: {error}") from error
+
+
+def _json_lines(file: Iterable[str], path: Path) -> Iterator[Row]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+            yield _as_row(row, f"{path}, line {number}")
+
+
+def _json(file: Any, path: Path) -> Iterator[Row]:
+    try:
+        rows = json.load(file)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error} (one object a line belongs in a .jsonl file)") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds {type(rows).__name__}: expected a list of objects")
+    for number, row in enumerate(rows):
+        yield _as_row(row, f"{path}, entry {number}")
+
+
+def _as_row(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is {type(row).__name__}: expected an object such as {{'text': …, 'label': …}}")
+    return row
+
+
+def _csv(file: Iterable[str], path: Path, delimiter: str = ",") -> Iterator[Row]:
+    reader = csv.DictReader(file, delimiter=delimiter)
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{path}, line {reader.line_num} has another number of fields than the header {reader.fieldnames}: "
+                f"put fields that contain {delimiter!r} in quotes"
+            )
+        yield row
+
+
+def _tsv(file: Iterable[str], path: Path) -> Iterator[Row]:
+    return _csv(file, path, "\t")
+
+
+def _hub_rows(source: str, limit: int | None) -> list[Row]:
+    from datasets import ClassLabel, load_dataset
+
+    name, _, split = source.partition(":")
+    try:
+        loaded = load_dataset(name, split=split or "train")
+    except Exception as error:  # the library has many kinds, and says in each what is wrong
+        raise ValueError(
+            f"data {source!r} is neither a file here nor a data set that can be loaded "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        ) from error
+    labels = {key: kind for key, kind in loaded.features.items() if isinstance(kind, ClassLabel)}
+    rows = loaded.select(range(min(len(loaded), limit if limit is not None else len(loaded)))).to_list()
+    for row in rows:  # numbers of classes become their names
+        row.update({key: kind.int2str(row[key]) for key, kind in labels.items() if row[key] is not None})
+    return rows
+
+
+# Labelled texts -------------------------------------------------------------------------------------------------------
+
+
+def labelled(
+    source: str, text_column: str, label_column: str, limit: int | None = None
+) -> tuple[list[str], list[str]]:
+    """Texts and the names of their labels.
+
+    Raises:
+        ValueError: a column is missing, a text is empty, a label is missing, or all labels are the same.
+    """
+    texts, labels = [], []
+    for number, row in enumerate(load_rows(source, limit)):
+        text = _column(row, text_column, "text_column", source)
+        label = _column(row, label_column, "label_column", source)
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"row {number} of {source!r}: {text_column} is {text!r}: expected a text that is not empty")
+        if label is None or isinstance(label, dict | list | float) or not str(label).strip():
+            raise ValueError(f"row {number} of {source!r}: {label_column} is {label!r}: expected a label's name")
+        texts.append(text)
+        labels.append(str(label))
+    if len(set(labels)) < 2:
+        raise ValueError(f"all {len(labels)} rows of {source!r} have the label {labels[0]!r}: expected at least two")
+    return texts, labels
+
+
+def _column(row: Row, column: str, key: str, source: str) -> Any:
+    if column not in row:
+        raise ValueError(
+            f"data.{key} is {column!r}: {source!r} has no such column{did_you_mean(column, row)} "
+            f"(it has {', '.join(map(str, row))})"
+        )
+    return row[column]
+
+
+# Dialogues ------------------------------------------------------------------------------------------------------------
+
+
+def dialogues(source: str, limit: int | None = None) -> Dialogues:
+    """Dialogues in chat format: a column `messages`; or `prompt` and `completion`; or the `chosen` of preferences.
+
+    Those that nothing can be learned from are left out and counted.
+
+    Raises:
+        ValueError: no such column, or no dialogue is left.
+    """
+    kept: list[list[Message]] = []
+    reasons: Counter[str] = Counter()
+    for number, row in enumerate(load_rows(source, limit)):
+        messages = _dialogue(row, f"row {number} of {source!r}")
+        reason = _unusable(messages)
+        if reason is None:
+            kept.append(messages)
+        else:
+            reasons[reason] += 1
+    why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    if not kept:
+        raise ValueError(f"{source!r} has no dialogue that can be learned from: {why}")
+    return Dialogues(kept, reasons.total(), why)
+
+
+def _dialogue(row: Row, where: str) -> list[Message]:
+    if row.get("messages") is not None:
+        return _messages(row["messages"], "user", where)
+    if row.get("completion") is not None and row.get("prompt") is not None:
+        return [*_messages(row["prompt"], "user", where), *_messages(row["completion"], "assistant", where)]
+    if row.get("chosen") is not None:
+        prompt = _messages(row["prompt"], "user", where) if row.get("prompt") else []
+        return [*prompt, *_messages(row["chosen"], "assistant", where)]
+    raise ValueError(
+        f"{where} has the columns {', '.join(map(str, row))}: expected messages, or prompt and completion, or chosen"
+    )
+
+
+_SPEAKER = re.compile(r"\s*\n\n(Human|Assistant): ?")
+
+
+def _messages(value: Any, role: str, where: str) -> list[Message]:
+    """Messages from a list of them, from text with "\\n\\nHuman:" and "\\n\\nAssistant:" turns, or from plain text."""
+    if isinstance(value, str):
+        parts = _SPEAKER.split(value)
+        turns = [("user" if who == "Human" else "assistant", text) for who, text in zip(parts[1::2], parts[2::2])]
+        if parts[0].strip() or not turns:
+            turns.insert(0, (role, parts[0]))
+        return [{"role": who, "content": text.strip()} for who, text in turns]
+    if not isinstance(value, list) or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value):
+        raise ValueError(f"{where} has {str(value)[:80]!r}: expected a list of {{'role': …, 'content': …}}, or text")
+    return [{"role": str(m["role"]), "content": str(m["content"] or "")} for m in value]
+
+
+def _unusable(messages: Sequence[Message]) -> str | None:
+    """Why a dialogue cannot be learned from; None if it can."""
+    unknown = next((m["role"] for m in messages if m["role"] not in ROLES), None)
+    if unknown is not None:
+        return f"with the unknown role {unknown!r}"
+    if any(not message["content"].strip() for message in messages):
+        return "with an empty message"
+    if not any(message["role"] == "assistant" for message in messages[1:]):
+        return "without an assistant's reply to anything"
+    return None
+
+
+def replies(dialogues: Iterable[Sequence[Message]]) -> list[Row]:
+    """Every assistant message that answers something, as `prompt` (all before it) and `completion` (it alone)."""
+    return [
+        {"prompt": list(messages[:i]), "completion": [message]}
+        for messages in dialogues
+        for i, message in enumerate(messages)
+        if message["role"] == "assistant" and i > 0
+    ]
+
+
+# Preferences ----------------------------------------------------------------------------------------------------------
+
+
+def preference_rows(source: str, limit: int | None = None) -> list[Row]:
+    """Pairs of whole dialogues, `chosen` and `rejected`, with the prompt in front of both; equal ones are left out.
+
+    Raises:
+        ValueError: a column is missing, or no pair is left.
+    """
+    pairs = []
+    for number, row in enumerate(load_rows(source, limit)):
+        where = f"row {number} of {source!r}"
+        sides = []
+        for side in ("chosen", "rejected"):
+            if row.get(side) is None:
+                raise ValueError(f"{where} has the columns {', '.join(map(str, row))}: expected {side!r}")
+            prompt = _messages(row["prompt"], "user", where) if row.get("prompt") else []
+            messages = _messages(row[side], "assistant", where)
+            # some sets repeat the prompt in both sides, some do not
+            sides.append(messages if messages[: len(prompt)] == prompt else [*prompt, *messages])
+        if sides[0] != sides[1]:
+            pairs.append({"chosen": sides[0], "rejected": sides[1]})
+    if not pairs:
+        raise ValueError(f"{source!r} has no pair whose two sides differ")
+    return pairs
+
+
+def mismatched_pairs(replies: Sequence[Row], n: int, seed: int) -> list[Row]:
+    """Preference pairs from a corpus alone: the true reply against one from elsewhere in it.
+
+    Args:
+        replies: rows of `replies`.
+        n: pairs wanted; fewer if there are fewer replies.
+
+    Raises:
+        ValueError: all replies are the same text.
+    """
+    texts = [row["completion"][-1]["content"] for row in replies]
+    if len(set(texts)) < 2:
+        raise ValueError(f"{len(replies)} replies, all the same: expected at least two different ones to compare")
+    rng = random.Random(f"mismatched {seed}")
+    pairs = []
+    for index in rng.sample(range(len(replies)), min(n, len(replies))):
+        other = rng.randrange(len(texts))
+        while texts[other] == texts[index]:
+            other = rng.randrange(len(texts))
+        prompt = replies[index]["prompt"]
+        wrong = {"role": "assistant", "content": texts[other]}
+        pairs.append({"chosen": [*prompt, *replies[index]["completion"]], "rejected": [*prompt, wrong]})
+    return pairs
+
+
+def split_rows(rows: Sequence[T], holdout: float, seed: int) -> tuple[list[T], list[T]]:
+    """Shuffle and split into (training, held out), at least one row in each; the same for the same seed.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    if len(rows) < 2:
+        raise ValueError(f"{len(rows)} row cannot be split into training and held-out data: expected at least 2")
+    order = list(range(len(rows)))
+    random.Random(f"split {seed}").shuffle(order)
+    held_out = min(max(round(holdout * len(rows)), 1), len(rows) - 1)
+    return [rows[i] for i in sorted(order[held_out:])], [rows[i] for i in sorted(order[:held_out])]
