@@ -12,7 +12,7 @@ from envs.core import FIRST_HELD_OUT_SEED, Message
 from envs.customer_service import CustomerServiceEnv
 from envs.domain import fill
 
-MIXED_SKILL = (0.55, 1.0)
+MIXED_SKILL = (0.4, 1.0)
 """Skill of demonstrations is drawn uniformly from here: agents differ, and few are perfect."""
 
 
