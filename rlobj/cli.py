@@ -109,7 +109,7 @@ def _be_calm() -> None:
         warnings.filterwarnings("ignore", module=rf"({'|'.join(LIBRARIES)})(\.|$)")
 
 
-def _share_the_cpu() -> None:
+def share_the_cpu() -> None:
     """Let several processes without an accelerator train together: unasked, Accelerate lets each train alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         import torch
@@ -144,7 +144,7 @@ def _run(arguments: list[str]) -> None:
 
     _be_calm()
     validate(config)
-    _share_the_cpu()
+    share_the_cpu()
     from rlobj.pipeline import run
 
     run(config)

@@ -189,11 +189,11 @@ def test_two_processes_give_the_gradient_of_one(policy, tmp_path):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [script.parent, *sys.path])),
            "OMP_NUM_THREADS": "1"}
     for processes in (1, 2):
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
-                  "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         done = subprocess.run([*launch, str(script), str(policy), str(tmp_path / f"{processes}.safetensors")],
-                              env=env, capture_output=True, text=True, timeout=300, check=False)
+                              env=env, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
+        assert f"processes: {processes}\n" in done.stdout
     from safetensors.torch import load_file
 
     one, two = load_file(tmp_path / "1.safetensors"), load_file(tmp_path / "2.safetensors")

@@ -1,4 +1,4 @@
-"""Run by test_parity under `accelerate launch`: write the first step's gradient of the same global batch."""
+"""Run by test_parity under `torch.distributed.run`: write the first step's gradient of the same global batch."""
 
 import sys
 import tempfile
@@ -7,9 +7,11 @@ from safetensors.torch import save_file
 from small import fixed_reward, fixed_rollout, small_args, small_prompts, small_rows
 from test_parity import first_gradient
 
+from rlobj.cli import share_the_cpu
 from rlobj.policies import load_tokenizer
 from rlobj.trainer import ObjectiveTrainer
 
+share_the_cpu()
 policy, target = sys.argv[1:]
 with tempfile.TemporaryDirectory() as directory:
     args = small_args(directory, max_steps=1, max_grad_norm=0.0, beta=0.05)
@@ -22,4 +24,5 @@ with tempfile.TemporaryDirectory() as directory:
     )
     gradients = first_gradient(trainer)
     if trainer.accelerator.is_main_process:
+        print(f"processes: {trainer.accelerator.num_processes}")
         save_file(gradients, target)
