@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,9 +25,14 @@ class WeightedSum:
     def __init__(self, parts: Mapping[str, tuple[Reward, float]]) -> None:
         if not parts:
             raise ValueError("parts is empty: expected at least one name -> (reward, weight)")
-        for name, (reward, weight) in parts.items():
+        for name, part in parts.items():
+            if not isinstance(part, tuple | list) or len(part) != 2:
+                raise TypeError(f"part {name!r} is {part!r}: expected a pair (reward, weight)")
+            reward, weight = part
             if not callable(reward):
-                raise TypeError(f"reward {name!r} is {reward!r}: expected a function")
+                raise TypeError(f"reward {name!r} is {reward!r}: expected a function; by name: load_reward(name)")
+            if not isinstance(weight, numbers.Real):
+                raise TypeError(f"weight of reward {name!r} is {weight!r}: expected a number")
             if not math.isfinite(weight):
                 raise ValueError(f"weight of reward {name!r} is {weight}: expected a finite number")
         self._parts = dict(parts)

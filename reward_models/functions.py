@@ -4,39 +4,59 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+import operator
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from reward_models.protocol import Conversation, Reward
 
 
-def label_match(completions: Sequence[Conversation], label: Sequence[str], **columns: Any) -> list[float]:
+def label_match(prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any) -> list[float]:
     """1 if the policy's last message is the column `label`, else 0."""
-    return [float(_said(each) == str(want)) for each, want in zip(completions, label, strict=True)]
+    labels = _column("label_match", "label", columns)
+    return [float(_said(each) == str(want)) for each, want in zip(completions, labels, strict=True)]
 
 
 def exact_match(
-    completions: Sequence[Conversation], reference: Sequence[str | None], **columns: Any
+    prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
 ) -> list[float | None]:
     """1 if the policy's last message is the column `reference`, else 0; no reward without a reference."""
+    references = _column("exact_match", "reference", columns)
     return [
         None if want is None else float(_said(each).strip() == want.strip())
-        for each, want in zip(completions, reference, strict=True)
+        for each, want in zip(completions, references, strict=True)
     ]
 
 
-def success(success: Sequence[bool], **columns: Any) -> list[float]:
+def success(prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any) -> list[float]:
     """1 if the environment says that the task was done (column `success`), else 0."""
-    return [float(done) for done in success]
+    return [float(done) for done in _column("success", "success", columns)]
 
 
 def length_window(
-    completions: Sequence[Conversation], low: int = 3, high: int = 40, **columns: Any
+    prompts: Sequence[Conversation], completions: Sequence[Conversation], low: int = 1, high: int = 40, **columns: Any
 ) -> list[float]:
-    """1 if the policy's last message has 3 to 40 words; less, the farther from there."""
+    """1 if the policy's last message has 1 to 40 words; less, the farther from there.
+
+    Other bounds: functools.partial(length_window, low=5, high=20).
+
+    Raises:
+        ValueError: low is above high, or negative.
+    """
+    if not 0 <= low <= high:
+        raise ValueError(f"low is {low} and high is {high} words: expected 0 <= low <= high")
     return [_in_window(len(_said(each).split()), low, high) for each in completions]
+
+
+def _column(reward: str, name: str, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+    if name not in columns:
+        raise ValueError(
+            f"reward {reward!r} reads the column {name!r}, but there are {sorted(columns)}{_nearest(name, columns)}: "
+            "use an environment or a data set that has it, or another reward"
+        )
+    return columns[name]
 
 
 def _in_window(words: int, low: int, high: int) -> float:
@@ -77,7 +97,7 @@ def load_reward(spec: str) -> Reward:
     where, _, name = spec.rpartition(":")
     module = _load_file(Path(where), spec) if where.endswith(".py") else _load_module(where, spec)
     try:
-        found = pkgutil.resolve_name(f"{module.__name__}:{name}") if not where.endswith(".py") else getattr(module, name)
+        found = operator.attrgetter(name)(module)
     except AttributeError:
         names = [each for each in vars(module) if not each.startswith("_")]
         raise ValueError(f"reward {spec!r}: {where} has no {name!r}{_nearest(name, names)}") from None
@@ -100,11 +120,17 @@ def _load_module(name: str, spec: str) -> Any:
 
 def _load_file(path: Path, spec: str) -> Any:
     if not path.is_file():
-        raise ValueError(f"reward {spec!r}: there is no file {str(path)!r}")
+        neighbours = (each.name for each in path.parent.glob("*.py"))
+        raise ValueError(f"reward {spec!r}: there is no file {str(path)!r}{_nearest(path.name, neighbours)}")
     found = importlib.util.spec_from_file_location(f"reward_from_{path.stem}", path)
     assert found is not None and found.loader is not None  # a .py file has a loader
     module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    sys.modules[found.name] = module  # where dataclasses and pickle look for it
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[found.name]
+        raise
     return module
 
 

@@ -6,11 +6,13 @@ Legend: B conversations in a batch, T tokens.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from reward_models.protocol import Conversation
 
@@ -36,9 +38,10 @@ class TrainedReward:
         self.path, self.batch_size = str(path), batch_size
         self.__name__ = os.path.basename(os.path.normpath(self.path))  # the name in TRL's logs
         self.tokenizer = load_reward_tokenizer(self.path)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+        with quiet():  # what transformers would report of missing weights is an error below
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+            )
         if model.config.num_labels != 1:
             raise ValueError(f"reward model {self.path!r} has {model.config.num_labels} outputs: expected one score")
         if info["missing_keys"]:
@@ -46,10 +49,11 @@ class TrainedReward:
                 f"reward model {self.path!r} lacks the weights {sorted(info['missing_keys'])[:3]}: a random head is no "
                 "reward; train one, or give the directory of a trained one"
             )
-        model.config.pad_token_id = self.tokenizer.pad_token_id  # a causal backbone finds the last token by it
+        # a causal backbone finds the last token by it
+        model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
-        self.max_length = context_length(model.config)
+        self.max_length = context_length(model.config, self.tokenizer)
 
     def __call__(
         self, prompts: Sequence[str | Conversation], completions: Sequence[str | Conversation], **columns: Any
@@ -88,20 +92,53 @@ def load_reward_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: no chat template, or neither pad nor eos token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    if tokenizer.chat_template is None:
-        raise ValueError(f"tokenizer of {path!r} has no chat template: set tokenizer.chat_template and save it there")
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ValueError(f"tokenizer of {path!r} has neither pad_token nor eos_token: set one and save it there")
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    require_chat_and_padding(tokenizer)
     return tokenizer
 
 
-def context_length(config: Any) -> int | None:
-    """Longest input of a model in tokens; None if its configuration does not say."""
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
+def require_chat_and_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """See that a tokenizer can encode batches of conversations; without a pad token, eos becomes it.
+
+    Raises:
+        ValueError: no chat template, or neither pad nor eos token.
+    """
+    name = tokenizer.name_or_path
+    if tokenizer.chat_template is None:
+        raise ValueError(f"tokenizer of {name!r} has no chat template: set tokenizer.chat_template and save it there")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(f"tokenizer of {name!r} has neither pad_token nor eos_token: set one and save it there")
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+_UNLIMITED = 10**9
+"""A tokenizer that does not know its limit says 10**30."""
+
+
+def context_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Longest input in tokens; None if neither model nor tokenizer says.
+
+    The tokenizer may say less than the model: some count positions that hold no token, and a reward model that was
+    trained on shorter inputs is used on those.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limits = [n for n in (positions, tokenizer.model_max_length) if n is not None and 0 < n < _UNLIMITED]
+    return min(limits, default=None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Neither progress bars nor warnings of transformers on the screen; its settings are put back afterwards."""
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()
 
 
 def encode_conversation(
@@ -114,6 +151,7 @@ def encode_conversation(
 
     Raises:
         TypeError: the prompt is text and the completion messages, or the other way round.
+        ValueError: there is nothing to score.
     """
     if isinstance(prompt, str) != isinstance(completion, str):
         raise TypeError(f"prompt is {type(prompt).__name__}, completion {type(completion).__name__}: expected one kind")
@@ -122,5 +160,7 @@ def encode_conversation(
     else:
         messages = [{"role": m["role"], "content": m["content"]} for m in (*prompt, *completion)]  # type: ignore[index]
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if not ids:
+        raise ValueError("a conversation is empty: expected a prompt or a completion with some text")
     return ids[-max_length:] if max_length is not None else ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import math
@@ -19,7 +20,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.trainer_callback import PrinterCallback
 from trl import RewardConfig, RewardTrainer
 
-from reward_models.trained import TrainedReward, context_length, encode_conversation
+from reward_models.trained import (
+    TrainedReward,
+    context_length,
+    encode_conversation,
+    quiet,
+    require_chat_and_padding,
+)
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -57,48 +64,69 @@ def train_reward_model(
         train_pairs, eval_pairs: rows with `chosen` and `rejected`, and `prompt` if those do not begin with it; lists
             of messages, or texts.
         output_dir: becomes an ordinary Hugging Face directory (safetensors, tokenizer), all at once at the end.
-        config: fields of trl.RewardConfig.
+        config: fields of trl.RewardConfig. Conversations longer than `max_length`, or than the model's context, keep
+            their end; the saved model is used with the same limit.
         resume: checkpoint of the same training to go on from.
 
     Returns:
-        `accuracy` on the evaluation pairs (a tie counts half), `accuracy_interval` (95%, Wilson), and `history`, the
-        training log.
+        `accuracy` on the evaluation pairs (a tie counts half), `accuracy_interval` (95%, Wilson, of the number of
+        pairs that were right, rounded), and `history`, the training log.
 
     Raises:
-        ValueError: no pairs, a missing column, unknown configuration, or a loss that is not finite.
+        ValueError: no pairs, a missing column, unknown configuration, a tokenizer without chat template, or a loss or
+            weight that is not finite, in which case nothing is saved.
     """
-    config = dict(config or {})
+    arguments = _arguments(config or {}, Path(output_dir))
+    tokenizer = copy.deepcopy(tokenizer)  # it gets a pad token and a limit, which are not the caller's
+    require_chat_and_padding(tokenizer)
+    with quiet():
+        model = _classifier(model, tokenizer, arguments.seed)
+        limits = ((config or {}).get("max_length"), context_length(model.config, tokenizer))
+        limit = min((each for each in limits if each is not None), default=None)
+        if limit is not None:
+            tokenizer.model_max_length = limit  # saved with the model, so that it is used as it was trained
+        train = encode_pairs(tokenizer, train_pairs, limit, "train_pairs")
+        held_out = encode_pairs(tokenizer, eval_pairs, limit, "eval_pairs")
+        trainer = RewardTrainer(
+            model,
+            arguments,
+            train_dataset=Dataset.from_list(train),
+            eval_dataset=Dataset.from_list(held_out),
+            processing_class=tokenizer,
+            callbacks=[*callbacks, _FiniteLoss()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=resume)
+        _require_finite_weights(model, arguments.learning_rate)
+        if trainer.accelerator.is_main_process:
+            _save(model, tokenizer, Path(output_dir))
+    PartialState().wait_for_everyone()
+    return {**_judge(TrainedReward(output_dir), held_out), "history": list(trainer.state.log_history)}
+
+
+def _arguments(config: dict[str, Any], output: Path) -> RewardConfig:
     known = [each.name for each in dataclasses.fields(RewardConfig)]
     for name in config:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"trl.RewardConfig has no field {name!r}{hint}")
-    output = Path(output_dir)
     fields = {"output_dir": str(output.parent / "checkpoints" / output.name), **DEFAULTS, **config}
-    arguments = RewardConfig(**{**fields, "max_length": None})  # encode_conversation has cut what is too long
-    model = _classifier(model, tokenizer, arguments.seed)
-    limit = config.get("max_length") or context_length(model.config)
-    train, held_out = (encode_pairs(tokenizer, pairs, limit) for pairs in (train_pairs, eval_pairs))
-    trainer = RewardTrainer(
-        model,
-        arguments,
-        train_dataset=Dataset.from_list(train),
-        processing_class=tokenizer,
-        callbacks=[*callbacks, _FiniteLoss()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume)
-    if trainer.accelerator.is_main_process:
-        _save(model, tokenizer, output)
-    PartialState().wait_for_everyone()
-    return {**_judge(TrainedReward(output), held_out), "history": list(trainer.state.log_history)}
+    if "activation_checkpointing" in known and "gradient_checkpointing" not in config:
+        # the newer name of the field; the older one warns
+        fields.setdefault("activation_checkpointing", fields.pop("gradient_checkpointing"))
+    fields["max_length"] = None  # encode_conversation has cut what is too long
+    fields["logging_nan_inf_filter"] = False  # it would log a mean in place of NaN, and hide it from _FiniteLoss
+    return RewardConfig(**fields)
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[dict[str, Any]], max_length: int | None
+    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[dict[str, Any]], max_length: int | None, name: str
 ) -> list[dict[str, list[int]]]:
     """Pairs as `chosen_ids` and `rejected_ids`; those that differ in nothing that the model sees are left out.
+
+    Args:
+        name: what errors call the pairs.
 
     Raises:
         ValueError: a column is missing, or no pair is left.
@@ -107,7 +135,9 @@ def encode_pairs(
     for number, pair in enumerate(pairs):
         for column in ("chosen", "rejected"):
             if pair.get(column) is None:
-                raise ValueError(f"preference pair {number} has the columns {sorted(pair)}: expected {column!r}")
+                raise ValueError(
+                    f"{name}[{number}] has nothing in {column!r}, of columns {sorted(pair)}: expected messages"
+                )
         empty: Any = "" if isinstance(pair["chosen"], str) else []
         ids = [
             encode_conversation(tokenizer, pair.get("prompt") or empty, pair[column], max_length)
@@ -116,7 +146,9 @@ def encode_pairs(
         if ids[0] != ids[1]:
             rows.append({"chosen_ids": ids[0], "rejected_ids": ids[1]})
     if not rows:
-        raise ValueError("there are no preference pairs whose two sides differ: expected at least one")
+        raise ValueError(
+            f"{name} has no pair whose two sides differ within max_length={max_length}: expected at least one"
+        )
     return rows
 
 
@@ -126,11 +158,11 @@ def _classifier(
     if isinstance(model, str | os.PathLike):
         torch.manual_seed(seed)  # of the new head
         model = AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=1, use_safetensors=True, dtype=torch.float32
+            model, num_labels=1, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
     if model.config.num_labels != 1:
         raise ValueError(f"the model has {model.config.num_labels} outputs: expected one score (num_labels=1)")
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model
 
 
@@ -156,9 +188,17 @@ class _FiniteLoss(TrainerCallback):
     """A reward model whose loss was not finite is never saved."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is not None and not math.isfinite(loss):
-            raise ValueError(
-                f"the reward model's loss is {loss} at step {state.global_step}: lower learning_rate "
-                f"({args.learning_rate}) in reward.trl"
-            )
+        for name in ("loss", "train_loss"):  # the latter is the mean of all steps, also of those after the last log
+            loss = (logs or {}).get(name)
+            if loss is not None and not math.isfinite(loss):
+                raise ValueError(
+                    f"the reward model's loss is {loss} at step {state.global_step}: expected a finite number; lower "
+                    f"learning_rate ({args.learning_rate})"
+                )
+
+
+def _require_finite_weights(model: PreTrainedModel, learning_rate: float) -> None:
+    """The last step's gradient is in the weights, but in no loss."""
+    for name, weights in model.named_parameters():
+        if not torch.isfinite(weights).all():
+            raise ValueError(f"the reward model's {name} is not finite: lower learning_rate ({learning_rate})")
