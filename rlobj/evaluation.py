@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,16 +24,13 @@ from rlobj.supervised import SupervisedRow, supervised_losses
 Interval = tuple[float, float, float]
 """A mean and the ends of its 95% interval."""
 
-EVALUATION_SEED_START = 1_000_000
-"""Seeds from here on are for evaluation; environments keep their goals apart from those of training seeds."""
-
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """What a policy did on the evaluation episodes."""
 
     metrics: dict[str, Interval]
-    """success, return, turns, ell and kl, as far as the environment and the data give them."""
+    """success, accuracy, return, turns, ell and kl, as far as the environment and the data give them."""
     per_episode: dict[str, list[float]]
     """The values behind the intervals, in the order of the episodes (ell: of the held-out rows)."""
     episodes: list[Episode]
@@ -76,6 +73,10 @@ def evaluate(
             if reference is not None:
                 kl += sequence_kl(policy, reference, rollouts.trajectories)
             on_progress(chunk)
+        if is_one_token_policy(policy):  # what a classifier is usually judged by: its most probable label
+            most_probable = replace(sampling, top_k=1)
+            for _, rollouts in _play_all(policy, tokenizer, make_env, reward, most_probable, seeds, batch_size):
+                values.setdefault("accuracy", []).extend(float(e.columns["success"]) for e in rollouts.episodes)
     values["kl"] = kl
     values["ell"] = supervised_losses(policy, rows) if rows else []
     per_episode = {name: value for name, value in values.items() if value}
@@ -92,7 +93,7 @@ def _play_all(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, make_
 
 
 def _interval(name: str, values: list[float]) -> Interval:
-    if name == "success":  # 0 or 1 each: Wilson's interval holds at the edges, where a bootstrap has no width
+    if name in ("success", "accuracy"):  # 0 or 1 each: Wilson's interval holds at the edges, where a bootstrap has no width
         low, high = wilson(int(sum(values)), len(values))
         return (sum(values) / len(values), low, high)
     return bootstrap_mean([v for v in values if not math.isnan(v)])

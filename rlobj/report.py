@@ -17,6 +17,7 @@ Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
 METRICS = {
     "success": ("task success", "share of episodes in which the environment says that the task was done; not the "
                 "reward model's opinion"),
+    "accuracy": ("accuracy", "share of texts whose most probable label is the right one"),
     "return": ("return", "mean reward of an episode: what R is the expectation of"),
     "turns": ("turns", "turns of the policy in an episode"),
     "ell": ("ℓ", "supervised loss: mean −log probability of a token (or label) of held-out labelled data, in nats"),

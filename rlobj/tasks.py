@@ -15,12 +15,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 import envs  # noqa: F401  (registers the environments)
-from envs.core import TextEnv
+from envs.core import FIRST_HELD_OUT_SEED, TextEnv
 from envs.experts import demonstrations, preference_pairs
 from rlobj import data
 from rlobj.chat_format import Message
 from rlobj.config import RunConfig
-from rlobj.evaluation import EVALUATION_SEED_START
 from rlobj.rollout import factory_of
 from rlobj.supervised import SupervisedRow, dialogue_rows, label_rows
 
@@ -93,7 +92,7 @@ def _expert(config: RunConfig) -> Task:
         train_env=env,
         make_eval_env=make_env,
         train_seeds=_training_seeds(config, config.env.train_episodes),
-        eval_seeds=range(EVALUATION_SEED_START, EVALUATION_SEED_START + config.env.eval_episodes),
+        eval_seeds=range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + config.env.eval_episodes),
         texts=lambda: [m["content"] for d in train for m in d["messages"]],
         rows=_dialogue_row_maker([d["messages"] for d in train], [d["messages"] for d in held_out], config),
         pairs=pairs,
