@@ -25,8 +25,20 @@ METRICS = ("success", "return", "turns", "ell", "kl")
 def one_run(recipe: str, seed: int, output: Path, extra: list[str]) -> tuple[list[dict], float]:
     """The evaluation table of one seed, and its wall time in seconds."""
     started = time.monotonic()
-    command = [sys.executable, "-m", "rlobj", "run", recipe, "--seed", str(seed), "--name", f"{recipe}-{seed}",
-               "--output_dir", str(output), *extra]
+    command = [
+        sys.executable,
+        "-m",
+        "rlobj",
+        "run",
+        recipe,
+        "--seed",
+        str(seed),
+        "--name",
+        f"{recipe}-{seed}",
+        "--output_dir",
+        str(output),
+        *extra,
+    ]
     subprocess.run(command, check=True)
     table = json.loads((output / f"{recipe}-{seed}" / "summary.json").read_text(encoding="utf-8"))["table"]
     return table, time.monotonic() - started
@@ -54,9 +66,14 @@ def main() -> None:
     seconds = [seconds for _, seconds in runs]
     text = markdown([table for table, _ in runs])
     text += f"\n\n{len(runs)} seeds; {min(seconds):.0f} to {max(seconds):.0f} s and at most {peak:.1f} GiB a run"
-    per_seed = ["", "success by seed: " + "; ".join(
-        f"{rows[0]['name']} " + ", ".join(f"{row['success'][0]:.2f}" for row in rows)
-        for rows in zip(*[table for table, _ in runs], strict=True))]
+    per_seed = [
+        "",
+        "success by seed: "
+        + "; ".join(
+            f"{rows[0]['name']} " + ", ".join(f"{row['success'][0]:.2f}" for row in rows)
+            for rows in zip(*[table for table, _ in runs], strict=True)
+        ),
+    ]
     atomic_write_text(arguments.output / f"{arguments.recipe}.md", text + "\n".join(per_seed) + "\n")
     print(text + "\n".join(per_seed))
 

@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 """Template of tokenizers made from scratch: each message between its role's token and <|end|>."""
 
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
-PAD_TOKEN, END_TOKEN = "<|pad|>", "<|end|>"  # noqa: S105
+PAD_TOKEN, END_TOKEN = "<|pad|>", "<|end|>"
 
 
 class EncodedDialogue(NamedTuple):
@@ -122,8 +122,10 @@ class ChatFormat:
             labels += [*[IGNORED_LABEL] * len(context), *reply]
             pending = []
         if not ids or labels[0] != IGNORED_LABEL:
-            raise ValueError(f"a dialogue of roles {[m['role'] for m in messages]}: expected an assistant message "
-                             "that answers an earlier one")
+            raise ValueError(
+                f"a dialogue of roles {[m['role'] for m in messages]}: expected an assistant message "
+                "that answers an earlier one"
+            )
         if max_length is not None:
             ids, labels = ids[-max_length:], labels[-max_length:]
         return EncodedDialogue(ids, labels)

@@ -119,6 +119,13 @@ def share_the_cpu() -> None:
 
             os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # trainers look here,
             PartialState(cpu=True)  # and all else here
+    elif os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ:
+        # what `accelerate launch --cpu` leaves when it was asked for several processes and has no MPI to start them
+        print(
+            "warning: accelerate launch --cpu starts one process unless MPI does it; for more on this machine: "
+            "torchrun --standalone --nproc_per_node 2 -m rlobj …",
+            file=sys.stderr,
+        )
 
 
 # Verbs --------------------------------------------------------------------------------------------------------

@@ -68,7 +68,9 @@ def _file_rows(path: Path) -> Iterator[Row]:
         return
     readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _tsv}
     if kind not in readers:
-        raise ValueError(f"data file {str(path)!r} ends in {kind!r}: expected one of {', '.join([*readers, '.parquet'])}")
+        raise ValueError(
+            f"data file {str(path)!r} ends in {kind!r}: expected one of {', '.join([*readers, '.parquet'])}"
+        )
     opened: Any = gzip.open if suffixes[-1] == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -131,7 +133,7 @@ def _hub_rows(source: str, limit: int | None) -> list[Row]:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
     labels = {key: kind for key, kind in loaded.features.items() if isinstance(kind, ClassLabel)}
-    rows = loaded.select(range(min(len(loaded), limit if limit is not None else len(loaded)))).to_list()
+    rows: list[Row] = loaded.select(range(min(len(loaded), limit if limit is not None else len(loaded)))).to_list()
     for row in rows:  # numbers of classes become their names
         row.update({key: kind.int2str(row[key]) for key, kind in labels.items() if row[key] is not None})
     return rows
@@ -140,9 +142,7 @@ def _hub_rows(source: str, limit: int | None) -> list[Row]:
 # Labelled texts -------------------------------------------------------------------------------------------------------
 
 
-def labelled(
-    source: str, text_column: str, label_column: str, limit: int | None = None
-) -> tuple[list[str], list[str]]:
+def labelled(source: str, text_column: str, label_column: str, limit: int | None = None) -> tuple[list[str], list[str]]:
     """Texts and the names of their labels.
 
     Raises:
@@ -153,7 +153,9 @@ def labelled(
         text = _column(row, text_column, "text_column", source)
         label = _column(row, label_column, "label_column", source)
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"row {number} of {source!r}: {text_column} is {text!r}: expected a text that is not empty")
+            raise ValueError(
+                f"row {number} of {source!r}: {text_column} is {text!r}: expected a text that is not empty"
+            )
         if label is None or isinstance(label, dict | list | float) or not str(label).strip():
             raise ValueError(f"row {number} of {source!r}: {label_column} is {label!r}: expected a label's name")
         texts.append(text)

@@ -69,13 +69,15 @@ class _OneToken:
         try:
             ids, mask = left_aligned(input_ids[:, :-1], attention_mask[:, :-1])
             # the class's own forward: TRL has replaced the instance's by one that calls this method
-            type(self).forward(self, input_ids=ids, attention_mask=mask)
+            type(self).forward(self, input_ids=ids, attention_mask=mask)  # type: ignore[attr-defined]
         finally:
             hook.remove()
         state = pooled[0]
         if state.dim() != 2:
-            raise ValueError(f"the label head of {type(self).__name__} reads states of shape {tuple(state.shape)}: "
-                             "expected one pooled state per text, (B, H)")
+            raise ValueError(
+                f"the label head of {type(self).__name__} reads states of shape {tuple(state.shape)}: "
+                "expected one pooled state per text, (B, H)"
+            )
         return BaseModelOutput(last_hidden_state=state[:, None].expand(-1, input_ids.size(1), -1))
 
 

@@ -84,8 +84,15 @@ def evaluate(
     return Evaluation(metrics, per_episode, episodes)
 
 
-def _play_all(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, make_env: Callable[[], TextEnv],
-              reward: Any, sampling: Sampling, seeds: Sequence[int], batch_size: int) -> Iterator[tuple[int, Rollouts]]:
+def _play_all(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    make_env: Callable[[], TextEnv],
+    reward: Any,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    batch_size: int,
+) -> Iterator[tuple[int, Rollouts]]:
     for start in range(0, len(seeds), batch_size):
         chunk = seeds[start : start + batch_size]
         environments = TextVectorEnv(make_env, len(chunk), reward)
@@ -93,16 +100,17 @@ def _play_all(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, make_
 
 
 def _interval(name: str, values: list[float]) -> Interval:
-    if name in ("success", "accuracy"):  # 0 or 1 each: Wilson's interval holds at the edges, where a bootstrap has no width
+    if name in (
+        "success",
+        "accuracy",
+    ):  # 0 or 1 each: Wilson's interval holds at the edges, where a bootstrap has no width
         low, high = wilson(int(sum(values)), len(values))
         return (sum(values) / len(values), low, high)
     return bootstrap_mean([v for v in values if not math.isnan(v)])
 
 
 @torch.no_grad()
-def sequence_kl(
-    policy: PreTrainedModel, reference: PreTrainedModel, trajectories: Sequence[Trajectory]
-) -> list[float]:
+def sequence_kl(policy: PreTrainedModel, reference: PreTrainedModel, trajectories: Sequence[Trajectory]) -> list[float]:
     """KL(π ‖ π_ref) along each trajectory, in nats per episode: at every place where the policy spoke, the exact
     divergence over the whole vocabulary, summed (unbiased, and of less variance than the log-ratio of samples).
     """
@@ -118,9 +126,7 @@ def sequence_kl(
     return result
 
 
-def _causal_kl(
-    policy: PreTrainedModel, reference: PreTrainedModel, trajectories: Sequence[Trajectory]
-) -> list[float]:
+def _causal_kl(policy: PreTrainedModel, reference: PreTrainedModel, trajectories: Sequence[Trajectory]) -> list[float]:
     width = max(len(t) for t in trajectories)
     ids = torch.zeros(len(trajectories), width, dtype=torch.long, device=policy.device)
     mask, spoke = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)

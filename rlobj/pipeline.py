@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
 
+import rlobj.report as report
 from reward_models.functions import load_reward
 from reward_models.trained import TrainedReward
 from reward_models.training import train_reward_model
-from rlobj import __version__, report
+from rlobj import __version__
 from rlobj.config import RunConfig, dump, validate
 from rlobj.encoder_policy import as_one_token_policy
 from rlobj.evaluation import evaluate
 from rlobj.policies import load_causal, load_encoder, load_tokenizer, make_causal, make_encoder, make_tokenizer
-from rlobj.progress import StopWhenAsked, TrainingBar, bar, say
+from rlobj.progress import StopWhenAsked, TrainingBar, advance, bar, say
 from rlobj.rollout import Sampling
 from rlobj.runs import (
     atomic_write_json,
@@ -100,8 +102,10 @@ class _Run:
         if self.main:
             say("")
             say(report.text_table(evaluation["table"]))
-            say(f"\nreport    {path}\npolicies  {self.directory / 'policies'}\n"
-                f"talk to one with: rlobj chat {self.directory}")
+            say(
+                f"\nreport    {path}\npolicies  {self.directory / 'policies'}\n"
+                f"talk to one with: rlobj chat {self.directory}"
+            )
         return path
 
     def _stage(self, directory: Path, what: str, inputs: Any, work: Callable[[], dict[str, Any]]) -> str:
@@ -149,7 +153,7 @@ class _Run:
 
     def _stop_if_asked(self) -> None:
         if self.stop.requested:
-            raise Interrupted(f"stopped; what was done is in {self.directory}. The same command goes on from there")
+            raise Interrupted(f"stopped; what was done is kept in {self.directory}")
 
     # Stages -----------------------------------------------------------------------------------------------------
 
@@ -160,23 +164,41 @@ class _Run:
             policy, tokenizer = self._new_policy()
             rows, _ = self._rows(tokenizer)
             history = warm_start(
-                policy, tokenizer, rows, directory,
-                epochs=config.warm_start.epochs, learning_rate=config.warm_start.learning_rate,
-                batch_size=config.warm_start.batch_size, seed=config.seed, trl=config.warm_start.trl,
-                callbacks=self._callbacks("supervised", {"loss": "ℓ"}), resume=self._resume(directory),
+                policy,
+                tokenizer,
+                rows,
+                directory,
+                epochs=config.warm_start.epochs,
+                learning_rate=config.warm_start.learning_rate,
+                batch_size=config.warm_start.batch_size,
+                seed=config.seed,
+                trl=config.warm_start.trl,
+                callbacks=self._callbacks("supervised", {"loss": "ℓ"}),
+                resume=self._resume(directory),
             )
             self._stop_if_asked()
             parameters = sum(p.numel() for p in policy.parameters())
             return {"history": history, "says": f"{parameters:,} parameters, {len(rows)} labelled rows"}
 
-        inputs = [asdict(config.policy), asdict(config.env), asdict(config.data), asdict(config.warm_start),
-                  config.seed, _fingerprints(config)]
+        inputs = [
+            asdict(config.policy),
+            asdict(config.env),
+            asdict(config.data),
+            asdict(config.warm_start),
+            config.seed,
+            _fingerprints(config),
+        ]
         return self._stage(directory, "warm start: supervised training on labelled data", inputs, work)
 
     def _new_policy(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         made, labels = self.config.policy, self.task.label_names
-        size = {"hidden_size": made.hidden_size, "layers": made.layers, "heads": made.heads,
-                "max_length": made.max_length, "seed": self.config.seed}
+        size = {
+            "hidden_size": made.hidden_size,
+            "layers": made.layers,
+            "heads": made.heads,
+            "max_length": made.max_length,
+            "seed": self.config.seed,
+        }
         if made.model is not None:
             tokenizer = load_tokenizer(made.model)
             model = load_causal(made.model) if labels is None else load_encoder(made.model, labels)
@@ -209,17 +231,24 @@ class _Run:
         def work() -> dict[str, Any]:
             pairs, held_out = self.task.pairs()
             metrics = train_reward_model(
-                str(self.directory / "warm_start"), load_tokenizer(self.directory / "warm_start"),
-                pairs, held_out, directory, {"seed": self.config.seed, **wanted.trl},
+                str(self.directory / "warm_start"),
+                load_tokenizer(self.directory / "warm_start"),
+                pairs,
+                held_out,
+                directory,
+                {"seed": self.config.seed, **wanted.trl},
                 callbacks=self._callbacks("preferences", {"loss": "loss", "accuracy": "accuracy"}),
+                resume=self._resume(directory),
             )
             self._stop_if_asked()
             low, high = metrics["accuracy_interval"]
-            return {**metrics, "says": f"prefers the better of two on {metrics['accuracy']:.1%} of {len(held_out)} "
-                                       f"held-out pairs, 95% interval {low:.1%} to {high:.1%}"}
+            return {
+                **metrics,
+                "says": f"prefers the better of two on {metrics['accuracy']:.1%} of {len(held_out)} "
+                f"held-out pairs, 95% interval {low:.1%} to {high:.1%}",
+            }
 
-        key = self._stage(directory, "reward model: trained on preference pairs",
-                          [warm_key, asdict(wanted)], work)
+        key = self._stage(directory, "reward model: trained on preference pairs", [warm_key, asdict(wanted)], work)
         return TrainedReward(directory), key
 
     def policy(self, lambda_sup: float, reward: Any, upstream: str) -> str:
@@ -242,8 +271,10 @@ class _Run:
                 probe_every=config.objective.probe_every,
                 max_bad_steps=config.training.max_bad_steps,
                 max_length=config.policy.max_length,
-                callbacks=self._callbacks(lambda_name(lambda_sup), {
-                    "objective/return": "R", "environment/success": "success", "objective/ell": "ℓ"}),
+                callbacks=self._callbacks(
+                    lambda_name(lambda_sup),
+                    {"objective/return": "R", "environment/success": "success", "objective/ell": "ℓ"},
+                ),
             )
             quiet(trainer)
             trainer.train(resume_from_checkpoint=self._resume(directory))
@@ -253,8 +284,14 @@ class _Run:
             return {"history": trainer.state.log_history}
 
         what = f"policy: −R + λℓ with {lambda_name(lambda_sup)}"
-        inputs = [upstream, asdict(config.training), config.objective.supervised_batch_size,
-                  config.objective.probe_every, lambda_sup, config.seed]
+        inputs = [
+            upstream,
+            asdict(config.training),
+            config.objective.supervised_batch_size,
+            config.objective.probe_every,
+            lambda_sup,
+            config.seed,
+        ]
         return self._stage(directory, what, inputs, work)
 
     def _grpo_config(self, directory: Path) -> GRPOConfig:
@@ -265,8 +302,8 @@ class _Run:
         batch, rest = divmod(training.prompts_per_step * training.num_generations, parts)
         if rest:
             raise ValueError(
-                f"training.prompts_per_step × num_generations is {batch * parts + rest}, which {parts} parts (processes × "
-                "gradient_accumulation_steps) do not share out evenly: change one of them"
+                f"training.prompts_per_step × num_generations is {batch * parts + rest}, which {parts} parts "
+                "(processes × gradient_accumulation_steps) do not share out evenly: change one of them"
             )
         fields: dict[str, Any] = {
             "output_dir": str(self._checkpoints(directory)),
@@ -299,8 +336,13 @@ class _Run:
 
     def evaluation(self, reward: Any, upstream: Sequence[str]) -> dict[str, Any]:
         directory = self.directory / "evaluation"
-        policies = {WARM_START: self.directory / "warm_start", **{
-            lambda_name(lam): self.directory / "policies" / f"lambda={lam:g}" for lam in self.config.objective.lambdas}}
+        policies = {
+            WARM_START: self.directory / "warm_start",
+            **{
+                lambda_name(lam): self.directory / "policies" / f"lambda={lam:g}"
+                for lam in self.config.objective.lambdas
+            },
+        }
 
         def work() -> dict[str, Any]:
             tokenizer = load_tokenizer(self.directory / "warm_start")
@@ -311,20 +353,35 @@ class _Run:
             for name, path in policies.items() if self.main else ():
                 with bar(name, len(seeds)) as progress:
                     result = evaluate(
-                        self._load(path), tokenizer, self.task.make_eval_env, reward, self._sampling(), seeds, held_out,
-                        None if name == WARM_START else reference, sampling_seed=self.config.seed,
-                        on_progress=lambda done, progress=progress: progress.update(done - progress.n),
+                        self._load(path),
+                        tokenizer,
+                        self.task.make_eval_env,
+                        reward,
+                        self._sampling(),
+                        seeds,
+                        held_out,
+                        None if name == WARM_START else reference,
+                        sampling_seed=self.config.seed,
+                        on_progress=partial(advance, progress),
                     )
                 kl = {"kl": (0.0, 0.0, 0.0)} if name == WARM_START else {}  # the warm start's to itself
                 table.append({"name": name, **result.metrics, **kl})
-                results[name] = {"per_episode": result.per_episode, "episodes": [
-                    {"seed": e.seed, "success": e.columns.get("success"), "messages": [*e.prompt, *e.completion]}
-                    for e in result.episodes[:200]]}
+                results[name] = {
+                    "per_episode": result.per_episode,
+                    "episodes": [
+                        {"seed": e.seed, "success": e.columns.get("success"), "messages": [*e.prompt, *e.completion]}
+                        for e in result.episodes[:200]
+                    ],
+                }
                 self._stop_if_asked()
             return {"table": table, "results": results}
 
-        self._stage(directory, f"evaluation: {len(self.task.eval_seeds)} episodes never trained on, for each policy",
-                    [*upstream, self.config.env.eval_episodes, self.config.training.temperature], work)
+        self._stage(
+            directory,
+            f"evaluation: {len(self.task.eval_seeds)} episodes never trained on, for each policy",
+            [*upstream, self.config.env.eval_episodes, self.config.training.temperature],
+            work,
+        )
         outputs = read_outputs(directory)
         if self.main:
             atomic_write_json(self.directory / "summary.json", {"table": outputs["table"]})
@@ -334,8 +391,13 @@ class _Run:
         path = self.directory / "report.html"
         if not self.main:
             return path
-        facts = {"run": self.config.name, "environment": self.config.env.id, "seed": str(self.config.seed),
-                 "rlobj": __version__, **(self.task.facts or {})}
+        facts = {
+            "run": self.config.name,
+            "environment": self.config.env.id,
+            "seed": str(self.config.seed),
+            "rlobj": __version__,
+            **(self.task.facts or {}),
+        }
         reward_model = self.directory / "reward_model"
         if self.config.reward.kind == "trained" and self.config.reward.model is None:
             facts["reward model"] = read_outputs(reward_model)["says"]
@@ -346,8 +408,14 @@ class _Run:
                 points = [(int(log["step"]), float(log[key])) for log in history if log.get(key) is not None]
                 if points:
                     curves.setdefault(title, {})[lambda_name(lam)] = points
-        report.write_report(path, title=f"{self.config.name}: −R + λℓ", facts=facts, table=evaluation["table"],
-                            curves=curves, samples=_samples(evaluation["results"]))
+        report.write_report(
+            path,
+            title=f"{self.config.name}: −R + λℓ",
+            facts=facts,
+            table=evaluation["table"],
+            curves=curves,
+            samples=_samples(evaluation["results"]),
+        )
         return path
 
 
@@ -364,9 +432,16 @@ def _samples(results: dict[str, Any], most: int = 4) -> list[dict[str, Any]]:
     pairs = list(zip(before, after, strict=True))
     changed = [p for p in pairs if p[0]["success"] != p[1]["success"]]
     chosen = [*changed[: most - 1], *[p for p in pairs if p not in changed]][:most]
-    return [{"title": f"episode {a['seed']}: {names[0]}, then {names[-1]}", "before": b["messages"],
-             "after": a["messages"], "before_success": b["success"], "after_success": a["success"]}
-            for b, a in chosen]
+    return [
+        {
+            "title": f"episode {a['seed']}: {names[0]}, then {names[-1]}",
+            "before": b["messages"],
+            "after": a["messages"],
+            "before_success": b["success"],
+            "after_success": a["success"],
+        }
+        for b, a in chosen
+    ]
 
 
 def load_summary(run_dir: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -142,15 +143,18 @@ def load_encoder(path: str | os.PathLike[str], label_names: list[str]) -> PreTra
     return _load(AutoModelForSequenceClassification, path, new_head=not is_classifier, **kwargs)
 
 
-def _load(auto_class: type, path: str | os.PathLike[str], new_head: bool = False, **kwargs: object) -> PreTrainedModel:
+def _load(auto_class: Any, path: str | os.PathLike[str], new_head: bool = False, **kwargs: object) -> PreTrainedModel:
     # float32 whatever the checkpoint's type: small updates vanish in half-precision weights
     model, info = auto_class.from_pretrained(
         path, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **kwargs
     )
     missing = sorted(info["missing_keys"])
     if new_head:
-        missing = [key for key in missing if not key.startswith(("classifier", "score", "pre_classifier", "pooler"))
-                   and ".pooler." not in key]
+        missing = [
+            key
+            for key in missing
+            if not key.startswith(("classifier", "score", "pre_classifier", "pooler")) and ".pooler." not in key
+        ]
     if missing:
         raise ValueError(f"policy {str(path)!r} lacks the weights {missing[:5]}: is it a checkpoint of another model?")
     return model

@@ -27,9 +27,16 @@ def bar(name: str, total: int) -> Iterator[tqdm[Any]]:
     main = PartialState().is_main_process
     with tqdm(total=total, desc=f"  {name}", bar_format=BAR, disable=None if main else True) as progress:
         yield progress
-        hidden = progress.disable
+        hidden, done = progress.disable, progress.n
     if hidden:
-        say(f"  {name}: {total} in {time.monotonic() - started:.0f} s")
+        of = "" if done == total else f" of {total}"
+        say(f"  {name}: {done}{of} in {time.monotonic() - started:.0f} s")
+
+
+def advance(progress: tqdm[Any], done: int) -> None:
+    """Move a bar on to `done`; a hidden one counts too."""
+    progress.update(done - progress.n)
+    progress.n = done
 
 
 class TrainingBar(TrainerCallback):
@@ -43,13 +50,15 @@ class TrainingBar(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._context = bar(self.name, state.max_steps)
         self._bar = self._context.__enter__()
-        self._bar.update(state.global_step)
+        advance(self._bar, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.update(state.global_step - self._bar.n)
+        advance(self._bar, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        shown = [f"{label} {logs[key]:.3g}" for key, label in self.metrics.items() if logs and logs.get(key) is not None]
+        shown = [
+            f"{label} {logs[key]:.3g}" for key, label in self.metrics.items() if logs and logs.get(key) is not None
+        ]
         if self._bar is not None and shown:
             self._bar.set_postfix_str(", ".join(shown), refresh=False)
 

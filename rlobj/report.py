@@ -42,7 +42,8 @@ table { border-collapse: collapse; } .wide { overflow-x: auto; }
 th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .interval, .meaning, .role { color: var(--soft); font-size: .85em; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { font-weight: 600; } dd { margin: 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { font-weight: 600; }
+dd { margin: 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
 .plots svg { width: 100%; height: auto; background: #fff; border-radius: .4rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1.5rem; }
@@ -119,7 +120,9 @@ def write_report(
         path,
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n",
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n",
     )
 
 
@@ -159,10 +162,8 @@ def _outcome(success: Any) -> str:
 
 
 def _bubbles(messages: Sequence[Mapping[str, str]]) -> str:
-    return "".join(
-        f"<div class='said {escape(m['role'])}'><span class='role'>{escape(m['role'])}</span> {escape(m['content'])}</div>"
-        for m in messages
-    )
+    said = [(escape(message["role"]), escape(message["content"])) for message in messages]
+    return "".join(f"<div class='said {role}'><span class='role'>{role}</span> {text}</div>" for role, text in said)
 
 
 def _plots(curves: Curves) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from envs.core import Episode, TextEnv
+from envs.core import Episode, OnBadReward, TextEnv
 from envs.vector import TextVectorEnv
 from rlobj.chat_format import ChatFormat, Message
 from rlobj.encoder_policy import action_logits, is_one_token_policy
@@ -278,7 +278,7 @@ class _CausalPlay:
 
 
 class EnvironmentRollout:
-    """A `rollout_func` for `trl.GRPOTrainer` and its subclasses: each prompt names an episode, the environment plays it.
+    """A `rollout_func` for `trl.GRPOTrainer`: each prompt names an episode, and the environment plays it.
 
     Args:
         make_env: makes one text environment.
@@ -292,7 +292,7 @@ class EnvironmentRollout:
         make_env: Callable[[], TextEnv],
         sampling: Sampling,
         reward: Any = None,
-        on_bad_reward: str = "error",
+        on_bad_reward: OnBadReward = "error",
     ) -> None:
         self.make_env, self.sampling, self.reward, self.on_bad_reward = make_env, sampling, reward, on_bad_reward
         self._environments: TextVectorEnv | None = None
@@ -314,8 +314,12 @@ class EnvironmentRollout:
 
 
 def episode_return(
-    prompts: list[Any], completions: list[Any], episode_return: list[float], episode_columns: list[dict[str, Any]],
-    log_metric: Callable[[str, float], None] | None = None, **columns: Any,
+    prompts: list[Any],
+    completions: list[Any],
+    episode_return: list[float],
+    episode_columns: list[dict[str, Any]],
+    log_metric: Callable[[str, float], None] | None = None,
+    **columns: Any,
 ) -> list[float | None]:
     """The `reward_funcs` entry that goes with `EnvironmentRollout`: the return that the rollout brought along.
 

@@ -51,10 +51,12 @@ def label_rows(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], labels: Sequence[int], max_length: int
 ) -> list[SupervisedRow]:
     """Labelled texts as rows for an encoder policy, encoded as the environment's observation is."""
-    return _not_empty([
-        SupervisedRow(encode_text(tokenizer, [{"role": "user", "content": text}], max_length), [label])
-        for text, label in zip(texts, labels, strict=True)
-    ])
+    return _not_empty(
+        [
+            SupervisedRow(encode_text(tokenizer, [{"role": "user", "content": text}], max_length), [label])
+            for text, label in zip(texts, labels, strict=True)
+        ]
+    )
 
 
 def _not_empty(rows: list[SupervisedRow]) -> list[SupervisedRow]:
@@ -209,8 +211,9 @@ def warm_start(
     return list(trainer.state.log_history)
 
 
-def _label_trainer(policy: PreTrainedModel, dataset: Dataset, fields: dict[str, Any],
-                   callbacks: Sequence[TrainerCallback]) -> Any:
+def _label_trainer(
+    policy: PreTrainedModel, dataset: Dataset, fields: dict[str, Any], callbacks: Sequence[TrainerCallback]
+) -> Any:
     """Cross-entropy on labels through transformers' Trainer: TRL has none for classifiers."""
     from transformers import Trainer, TrainingArguments
 

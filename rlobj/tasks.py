@@ -62,8 +62,10 @@ def make_task(config: RunConfig) -> Task:
         return _corpus(config)
     if config.env.id == "rlobj/CustomerService-v0":
         return _expert(config)
-    raise ValueError(f"env.id is {config.env.id!r}, which has no expert of its own: give labelled dialogues with "
-                     "--data.train PATH (JSON lines in chat format)")
+    raise ValueError(
+        f"env.id is {config.env.id!r}, which has no expert of its own: give labelled dialogues with "
+        "--data.train PATH (JSON lines in chat format)"
+    )
 
 
 def _make_env(config: RunConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
@@ -96,8 +98,7 @@ def _expert(config: RunConfig) -> Task:
         texts=lambda: [m["content"] for d in train for m in d["messages"]],
         rows=_dialogue_row_maker([d["messages"] for d in train], [d["messages"] for d in held_out], config),
         pairs=pairs,
-        facts={"demonstrations": f"{len(train)} to train on, {len(held_out)} held out; "
-                                 f"{success:.0%} of them succeed"},
+        facts={"demonstrations": f"{len(train)} to train on, {len(held_out)} held out; {success:.0%} of them succeed"},
     )
 
 
@@ -114,15 +115,18 @@ def _dialogue_row_maker(
 def _labelled_texts(config: RunConfig) -> Task:
     source = config.data
     if source.train is None:
-        raise ValueError("data.train is not set: classification needs labelled texts, for example "
-                         "--data.train intents.jsonl with the columns text and label")
+        raise ValueError(
+            "data.train is not set: classification needs labelled texts, for example "
+            "--data.train intents.jsonl with the columns text and label"
+        )
     texts, labels = data.labelled(source.train, source.text_column, source.label_column, source.limit)
     if source.eval is not None:
         eval_texts, eval_labels = data.labelled(source.eval, source.text_column, source.label_column, None)
     else:
         train, held_out = data.split_rows(list(zip(texts, labels, strict=True)), HELD_OUT, config.seed)
-        (texts, labels), (eval_texts, eval_labels) = (tuple(map(list, zip(*part, strict=True)))
-                                                      for part in (train, held_out))
+        (texts, labels), (eval_texts, eval_labels) = (
+            tuple(map(list, zip(*part, strict=True))) for part in (train, held_out)
+        )
     names = sorted(set(labels))
     unknown = sorted(set(eval_labels) - set(names))
     if unknown:
@@ -134,8 +138,10 @@ def _labelled_texts(config: RunConfig) -> Task:
 
     def rows(tokenizer: PreTrainedTokenizerBase) -> tuple[list[SupervisedRow], list[SupervisedRow]]:
         length = config.policy.max_length
-        return (label_rows(tokenizer, texts, [index[x] for x in labels], length),
-                label_rows(tokenizer, eval_texts, [index[x] for x in eval_labels], length))
+        return (
+            label_rows(tokenizer, texts, [index[x] for x in labels], length),
+            label_rows(tokenizer, eval_texts, [index[x] for x in eval_labels], length),
+        )
 
     def no_pairs() -> tuple[list[Pair], list[Pair]]:
         raise ValueError("reward.kind is 'trained': labelled texts give no preference pairs; use reward.kind function")
@@ -167,18 +173,24 @@ def _corpus(config: RunConfig) -> Task:
     replies, held_out_replies = data.replies(train), data.replies(held_out)
 
     def env_kwargs(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"prompts": [row["prompt"] for row in rows],
-                "references": [row["completion"][-1]["content"] for row in rows]}
+        return {
+            "prompts": [row["prompt"] for row in rows],
+            "references": [row["completion"][-1]["content"] for row in rows],
+        }
 
     def pairs() -> tuple[list[Pair], list[Pair]]:
         if config.data.preferences is not None:
             made = data.preference_rows(config.data.preferences, None)
             return data.split_rows(made, HELD_OUT, config.seed)
-        return (data.mismatched_pairs(replies, config.reward.pairs, config.seed),
-                data.mismatched_pairs(held_out_replies, MAX_HELD_OUT_ROWS, config.seed))
+        return (
+            data.mismatched_pairs(replies, config.reward.pairs, config.seed),
+            data.mismatched_pairs(held_out_replies, MAX_HELD_OUT_ROWS, config.seed),
+        )
 
-    facts = {"corpus": f"{len(train)} dialogues with {len(replies)} replies to train on, {len(held_out)} dialogues "
-                       f"with {len(held_out_replies)} replies held out"}
+    facts = {
+        "corpus": f"{len(train)} dialogues with {len(replies)} replies to train on, {len(held_out)} dialogues "
+        f"with {len(held_out_replies)} replies held out"
+    }
     if loaded.dropped:
         facts["left out"] = f"{loaded.dropped} dialogues: {loaded.why}"
     return Task(
@@ -187,8 +199,11 @@ def _corpus(config: RunConfig) -> Task:
         train_seeds=_shuffled(_training_seeds(config, len(replies)), config.seed),
         eval_seeds=range(min(len(held_out_replies), config.env.eval_episodes)),
         texts=lambda: [m["content"] for dialogue in train for m in dialogue],
-        rows=_dialogue_row_maker([[*r["prompt"], *r["completion"]] for r in replies],
-                                 [[*r["prompt"], *r["completion"]] for r in held_out_replies], config),
+        rows=_dialogue_row_maker(
+            [[*r["prompt"], *r["completion"]] for r in replies],
+            [[*r["prompt"], *r["completion"]] for r in held_out_replies],
+            config,
+        ),
         pairs=pairs,
         facts=facts,
     )

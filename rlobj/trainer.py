@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from envs.core import OnBadReward
 from rlobj.encoder_policy import is_one_token_policy
 from rlobj.lambdas import LambdaForm, as_lambda
 from rlobj.objective import GradientBalance, gradient_balance, objective
@@ -79,7 +80,7 @@ class ObjectiveTrainer(GRPOTrainer):
         *,
         env: gymnasium.Env[Any, Any] | None = None,
         reward: Callable[..., Any] | str | None = None,
-        on_bad_reward: str = "error",
+        on_bad_reward: OnBadReward = "error",
         train_seeds: Sequence[int] | None = None,
         supervised: Sequence[SupervisedRow] | None = None,
         lambda_sup: float | LambdaForm = 0.0,
@@ -98,9 +99,7 @@ class ObjectiveTrainer(GRPOTrainer):
             sampling = Sampling(
                 args.max_completion_length, max_length, args.temperature, args.top_k, args.top_p, args.min_p
             )
-            kwargs["rollout_func"] = EnvironmentRollout(
-                factory_of(env), sampling, reward if reward is not None else env.unwrapped.reward, on_bad_reward
-            )
+            kwargs["rollout_func"] = EnvironmentRollout(factory_of(env), sampling, reward, on_bad_reward)
             reward_funcs = episode_return
             train_dataset = episode_dataset(env, train_seeds if train_seeds is not None else range(1000))
         self._micro = 0
@@ -113,12 +112,14 @@ class ObjectiveTrainer(GRPOTrainer):
     def _check(self, args: GRPOConfig, model: Any) -> None:
         if args.loss_type not in SUPPORTED_LOSS_TYPES:
             raise ValueError(
-                f"loss_type is {args.loss_type!r}: expected one of {', '.join(SUPPORTED_LOSS_TYPES)}, whose denominators "
-                "span the global batch, so that lambda_sup means the same however the batch is split"
+                f"loss_type is {args.loss_type!r}: expected one of {', '.join(SUPPORTED_LOSS_TYPES)}, whose "
+                "denominators span the global batch, so that lambda_sup means the same however the batch is split"
             )
         if self.stream is None and self.lambda_form(0) > 0:
-            raise ValueError(f"lambda_sup is {self.lambda_form(0)} but no supervised rows were given: "
-                             "pass supervised=…, or lambda_sup=0 to train on reward alone")
+            raise ValueError(
+                f"lambda_sup is {self.lambda_form(0)} but no supervised rows were given: "
+                "pass supervised=…, or lambda_sup=0 to train on reward alone"
+            )
         if args.beta != 0 and isinstance(model, PreTrainedModel) and is_one_token_policy(model):
             raise ValueError(f"beta is {args.beta}: an encoder policy has no reference model yet; set beta to 0")
 
@@ -169,9 +170,9 @@ class ObjectiveTrainer(GRPOTrainer):
 
         def flat(term: Tensor) -> Tensor:
             grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-            return torch.cat([
-                (torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(grads, parameters, strict=True)
-            ])
+            return torch.cat(
+                [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(grads, parameters, strict=True)]
+            )
 
         self._probe_window.append((flat(R), flat(ell)))
 
@@ -214,8 +215,11 @@ class ObjectiveTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train"]
         if self.model.training and metrics.get("reward") and metrics.get("objective/lambda_sup"):
-            mean = {k: sum(metrics[k]) / len(metrics[k]) for k in ("reward", "objective/lambda_sup", "objective/ell")
-                    if metrics.get(k)}
+            mean = {
+                k: sum(metrics[k]) / len(metrics[k])
+                for k in ("reward", "objective/lambda_sup", "objective/ell")
+                if metrics.get(k)
+            }
             metrics["objective/return"].append(mean["reward"])
             metrics["objective/L"].append(
                 objective(mean["reward"], mean.get("objective/ell", 0.0), mean["objective/lambda_sup"])
@@ -252,8 +256,11 @@ class FiniteGuard(TrainerCallback):
         for parameter in parameters:
             parameter.grad = None
         self.bad_in_a_row += 1
-        logger.warning("step %d has a gradient that is not finite: not applied (%d in a row)",
-                       state.global_step + 1, self.bad_in_a_row)
+        logger.warning(
+            "step %d has a gradient that is not finite: not applied (%d in a row)",
+            state.global_step + 1,
+            self.bad_in_a_row,
+        )
         if self.bad_in_a_row >= self.max_bad_steps:
             raise TrainingDiverged(
                 f"{self.bad_in_a_row} steps in a row up to step {state.global_step + 1} had a gradient that is not "

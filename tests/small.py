@@ -46,8 +46,13 @@ def fixed_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         completion_ids.append(ids)
         mask.append([1, 1] + [int(x) for x in torch.randint(0, 2, (length - 2,), generator=generator)])
         returns.append(float(torch.rand(1, generator=generator)))
-    return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None, "env_mask": mask,
-            "fixed_return": returns}
+    return {
+        "prompt_ids": prompt_ids,
+        "completion_ids": completion_ids,
+        "logprobs": None,
+        "env_mask": mask,
+        "fixed_return": returns,
+    }
 
 
 def fixed_reward(completions: list[Any], fixed_return: list[float], **columns: Any) -> list[float]:
@@ -64,9 +69,22 @@ def small_prompts(n: int = 16) -> Dataset:
 
 def small_args(directory: Path, **fields: Any) -> GRPOConfig:
     defaults: dict[str, Any] = {
-        "output_dir": str(directory), "per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 3,
-        "learning_rate": 1e-2, "max_completion_length": 8, "report_to": "none", "bf16": False, "use_cpu": True,
-        "gradient_checkpointing": False, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True,
-        "shuffle_dataset": False, "dataloader_pin_memory": False, "lr_scheduler_type": "constant", "seed": 3,
+        "output_dir": str(directory),
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "max_completion_length": 8,
+        "report_to": "none",
+        "bf16": False,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "shuffle_dataset": False,
+        "dataloader_pin_memory": False,
+        "lr_scheduler_type": "constant",
+        "seed": 3,
     }
     return GRPOConfig(**{**defaults, **fields})

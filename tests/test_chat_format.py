@@ -9,9 +9,12 @@ from rlobj.chat_format import IGNORED_LABEL, ChatFormat
 from rlobj.policies import make_tokenizer
 
 DIALOGUE = [
-    {"role": "user", "content": "the cat"}, {"role": "tool", "content": "a door"},
-    {"role": "assistant", "content": "sat on"}, {"role": "user", "content": "猫 🐈 é"},
-    {"role": "assistant", "content": "the mat"}, {"role": "user", "content": "thanks"},
+    {"role": "user", "content": "the cat"},
+    {"role": "tool", "content": "a door"},
+    {"role": "assistant", "content": "sat on"},
+    {"role": "user", "content": "猫 🐈 é"},
+    {"role": "assistant", "content": "the mat"},
+    {"role": "user", "content": "thanks"},
 ]
 
 

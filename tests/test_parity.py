@@ -34,19 +34,32 @@ def trained(trainer):
 def ours(policy, tmp_path, reward=fixed_reward, lambda_sup=0.0, args=None, rows=True, **kwargs):
     tokenizer = load_tokenizer(policy)
     return ObjectiveTrainer(
-        str(policy), reward, small_args(tmp_path, **(args or {})), small_prompts(),
-        rollout_func=fixed_rollout, processing_class=tokenizer, lambda_sup=lambda_sup,
-        supervised=small_rows(tokenizer) if rows else None, supervised_batch_size=6, **kwargs,
+        str(policy),
+        reward,
+        small_args(tmp_path, **(args or {})),
+        small_prompts(),
+        rollout_func=fixed_rollout,
+        processing_class=tokenizer,
+        lambda_sup=lambda_sup,
+        supervised=small_rows(tokenizer) if rows else None,
+        supervised_batch_size=6,
+        **kwargs,
     )
 
 
 @pytest.mark.parametrize("fields", [{}, {"beta": 0.1}, {"num_iterations": 2}, {"gradient_accumulation_steps": 2}])
 def test_lambda_zero_equals_grpo_trainer_to_the_last_bit(policy, tmp_path, fields):
     tokenizer = load_tokenizer(policy)
-    theirs = trained(GRPOTrainer(
-        str(policy), fixed_reward, small_args(tmp_path / "a", **fields), small_prompts(),
-        rollout_func=fixed_rollout, processing_class=tokenizer,
-    ))
+    theirs = trained(
+        GRPOTrainer(
+            str(policy),
+            fixed_reward,
+            small_args(tmp_path / "a", **fields),
+            small_prompts(),
+            rollout_func=fixed_rollout,
+            processing_class=tokenizer,
+        )
+    )
     for rows in (False, True):  # ℓ that is only watched must change nothing
         mine = trained(ours(policy, tmp_path / f"b{rows}", args=fields, rows=rows, probe_every=1))
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
@@ -81,10 +94,22 @@ def test_zero_reward_and_lambda_one_give_the_gradient_of_sft_trainer(policy, tmp
     rows = SupervisedStream(small_rows(tokenizer), 6, seed=3).batch(0).rows
     sft = SFTTrainer(
         str(policy),
-        SFTConfig(str(tmp_path / "b"), per_device_train_batch_size=6, max_steps=1, report_to="none", bf16=False,
-                  use_cpu=True, gradient_checkpointing=False, max_length=None, disable_tqdm=True, save_strategy="no",
-                  dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False),
-        train_dataset=Dataset.from_list([row._asdict() for row in rows]), processing_class=tokenizer,
+        SFTConfig(
+            str(tmp_path / "b"),
+            per_device_train_batch_size=6,
+            max_steps=1,
+            report_to="none",
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            max_length=None,
+            disable_tqdm=True,
+            save_strategy="no",
+            dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,
+        ),
+        train_dataset=Dataset.from_list([row._asdict() for row in rows]),
+        processing_class=tokenizer,
     )
     theirs = first_gradient(sft)
     for name in theirs:
@@ -99,8 +124,11 @@ def test_splitting_the_batch_changes_nothing(policy, tmp_path, loss_type):
     # whole groups in one generation batch of 16, cut into 1, 2 and 4 micro-batches; 7 supervised rows divide by none
     gradients = []
     for accumulation in (1, 2, 4):
-        split = {**fields, "per_device_train_batch_size": 16 // accumulation,
-                 "gradient_accumulation_steps": accumulation}
+        split = {
+            **fields,
+            "per_device_train_batch_size": 16 // accumulation,
+            "gradient_accumulation_steps": accumulation,
+        }
         trainer = ours(policy, tmp_path / str(accumulation), lambda_sup=0.7, args=split)
         trainer.stream = SupervisedStream(trainer.stream.rows, 7, seed=1)
         gradients.append(first_gradient(trainer))
@@ -186,12 +214,17 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(policy, tmp_pat
 
 def test_two_processes_give_the_gradient_of_one(policy, tmp_path):
     script = Path(__file__).parent / "two_processes.py"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [script.parent, *sys.path])),
-           "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [script.parent, *sys.path])), "OMP_NUM_THREADS": "1"}
     for processes in (1, 2):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        done = subprocess.run([*launch, str(script), str(policy), str(tmp_path / f"{processes}.safetensors")],
-                              env=env, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            [*launch, str(script), str(policy), str(tmp_path / f"{processes}.safetensors")],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         assert f"processes: {processes}\n" in done.stdout
     from safetensors.torch import load_file

@@ -19,8 +19,15 @@ with tempfile.TemporaryDirectory() as directory:
     args.generation_batch_size = 16
     tokenizer = load_tokenizer(policy)
     trainer = ObjectiveTrainer(
-        policy, fixed_reward, args, small_prompts(), rollout_func=fixed_rollout, processing_class=tokenizer,
-        supervised=small_rows(tokenizer), supervised_batch_size=7, lambda_sup=0.7,
+        policy,
+        fixed_reward,
+        args,
+        small_prompts(),
+        rollout_func=fixed_rollout,
+        processing_class=tokenizer,
+        supervised=small_rows(tokenizer),
+        supervised_batch_size=7,
+        lambda_sup=0.7,
     )
     gradients = first_gradient(trainer)
     if trainer.accelerator.is_main_process:
