@@ -1,0 +1,141 @@
+"""A classifier as a policy of one token."""
+
+from __future__ import annotations
+
+import copy
+
+import gymnasium
+import pytest
+import torch
+from small import small_args
+
+import envs  # noqa: F401
+from envs.vector import TextVectorEnv
+from rlobj.encoder_policy import action_logits, as_one_token_policy
+from rlobj.evaluation import evaluate
+from rlobj.policies import load_encoder, make_encoder, make_tokenizer, save_policy
+from rlobj.rollout import Sampling, encode_text, factory_of, play
+from rlobj.supervised import label_rows, supervised_losses
+from rlobj.trainer import ObjectiveTrainer
+
+WORDS = ["red", "green", "blue"]
+TEXTS = [f"{a} {b} the box is {c}" for a in ("so", "well", "now") for b in ("then", "here") for c in WORDS]
+LABELS = [text.split()[-1] for text in TEXTS]
+
+
+@pytest.fixture
+def policy():
+    tokenizer = make_tokenizer(TEXTS, 400, 64)
+    size = {"hidden_size": 32, "layers": 1, "heads": 2, "max_length": 64, "seed": 0}
+    model = as_one_token_policy(make_encoder(tokenizer, WORDS, **size))
+    return model.eval(), tokenizer
+
+
+@pytest.fixture
+def env():
+    kwargs = {"texts": TEXTS, "labels": LABELS, "label_names": WORDS}
+    return gymnasium.make("rlobj/Classification-v0", disable_env_checker=True, **kwargs)
+
+
+def test_padding_on_either_side_changes_no_logit(policy):
+    model, tokenizer = policy
+    rows = [encode_text(tokenizer, [{"role": "user", "content": t}], 64) for t in ("red", TEXTS[0])]
+    width = max(map(len, rows))
+    left = torch.tensor([[0] * (width - len(r)) + r for r in rows])
+    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
+    logits = action_logits(model, left, mask)
+    for row, expected in zip(rows, logits, strict=True):
+        alone = model(input_ids=torch.tensor([row])).logits[0]
+        torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rollout_samples_from_the_label_distribution(policy, env):
+    model, tokenizer = policy
+    torch.manual_seed(0)
+    n = 600
+    result = play(model, tokenizer, TextVectorEnv(factory_of(env), n), [4] * n, Sampling())
+    ids = torch.tensor([result.trajectories[0].prompt_ids])
+    p = action_logits(model, ids, torch.ones_like(ids)).softmax(-1)[0].detach()
+    counts = torch.bincount(torch.tensor([t.completion_ids[0] for t in result.trajectories]), minlength=3) / n
+    assert torch.all((counts - p).abs() < 4 * (p * (1 - p) / n).sqrt())
+    assert result.trajectories[0].logps[0] == pytest.approx(float(p.log()[result.trajectories[0].completion_ids[0]]))
+
+
+def test_learns_from_the_reward_of_the_chosen_label_alone(policy, env, tmp_path):
+    model, tokenizer = policy
+    before = evaluate(model, tokenizer, factory_of(env), None, Sampling(), range(len(TEXTS)), [], None)
+    fields = {"max_steps": 120, "per_device_train_batch_size": 48, "num_generations": 8, "learning_rate": 2e-3}
+    trainer = ObjectiveTrainer(
+        model,
+        args=small_args(tmp_path, **fields, disable_dropout=True),
+        processing_class=tokenizer,
+        env=env,
+        train_seeds=[i % len(TEXTS) for i in range(120 * 6)],
+    )
+    trainer.train()
+    after = evaluate(model, tokenizer, factory_of(env), None, Sampling(), range(len(TEXTS)), [], None)
+    assert before.metrics["accuracy"][0] < 0.7
+    assert after.metrics["accuracy"][0] > 0.9
+    assert after.metrics["success"][1] > before.metrics["success"][2], "95% intervals apart"
+
+
+def test_surrogate_gradient_is_the_policy_gradient(policy, env, tmp_path):
+    """First step on policy: ∇ of TRL's surrogate equals Σ A ∇log π(a|x) / N, computed from the logits by hand."""
+    model, tokenizer = policy
+    by_hand = copy.deepcopy(model)
+    seen = {}
+    fields = {"max_steps": 1, "per_device_train_batch_size": 12, "num_generations": 6, "max_grad_norm": 0.0}
+    trainer = ObjectiveTrainer(
+        model,
+        args=small_args(tmp_path, **fields, loss_type="grpo", scale_rewards="none", disable_dropout=True),
+        processing_class=tokenizer,
+        env=env,
+        train_seeds=[0, 1],
+        probe_every=0,
+    )
+    rollout = trainer.rollout_func
+
+    def watched(prompts, trainer):
+        seen.update(rollout(prompts, trainer))
+        return seen
+
+    trainer.rollout_func = watched
+    grads = {}
+    original = trainer.accelerator.backward
+
+    def backward(loss, **kwargs):
+        original(loss, **kwargs)
+        grads.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+    trainer.accelerator.backward = backward
+    trainer.train()
+    returns = torch.tensor(seen["episode_return"])
+    assert returns.std() > 0
+    advantages = (returns.view(2, 6) - returns.view(2, 6).mean(1, keepdim=True)).flatten()
+    loss = torch.zeros(())
+    for ids, action, advantage in zip(seen["prompt_ids"], seen["completion_ids"], advantages, strict=True):
+        logps = by_hand(input_ids=torch.tensor([ids])).logits.log_softmax(-1)[0]
+        loss = loss - advantage * logps[action[0]] / len(advantages)
+    loss.backward()
+    for name, parameter in by_hand.named_parameters():
+        torch.testing.assert_close(grads[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_supervised_loss_is_cross_entropy_of_the_label(policy):
+    model, tokenizer = policy
+    rows = label_rows(tokenizer, TEXTS[:4], [WORDS.index(x) for x in LABELS[:4]], 64)
+    for row, loss, label in zip(rows, supervised_losses(model, rows), LABELS, strict=False):
+        logits = model(input_ids=torch.tensor([row.input_ids])).logits[0]
+        assert loss == pytest.approx(-logits.log_softmax(-1)[WORDS.index(label)].item(), abs=1e-5)
+
+
+def test_saved_policy_is_an_ordinary_classifier(policy, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    model, tokenizer = policy
+    save_policy(model, tokenizer, tmp_path / "p")
+    ordinary = AutoModelForSequenceClassification.from_pretrained(tmp_path / "p")
+    assert type(ordinary).__name__ == "BertForSequenceClassification"
+    assert ordinary.config.id2label == dict(enumerate(WORDS))
+    with pytest.raises(ValueError, match="decides between 3 labels, the data between 2"):
+        load_encoder(tmp_path / "p", ["a", "b"])
