@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import gymnasium
 import torch
 from transformers import PreTrainedModel
 
+import envs  # noqa: F401  (registers the environments)
+from envs.core import TextEnv
 from rlobj.chat_format import ChatFormat, Message
 from rlobj.policies import load_causal, load_tokenizer
+from rlobj.recipes import load_recipe
 from rlobj.rollout import Sampling
+from rlobj.spelling import did_you_mean
 
 
 def policy_directory(run_dir: Path, policy: str | None = None) -> Path:
-    """The directory of one of a run's policies; the last λ by default, the warm start as "warm_start".
+    """The directory of one of a run's policies: "warm_start", "lambda=0.3", …; the one with the largest λ by default.
 
     Raises:
         ValueError: no run there, or no such policy in it.
     """
-    found = {
-        path.name: path for path in sorted((run_dir / "policies").glob("lambda=*")) if (path / "config.json").exists()
-    }
-    if (run_dir / "warm_start" / "config.json").exists():
-        found = {"warm_start": run_dir / "warm_start", **found}
+    candidates = sorted((run_dir / "policies").glob("lambda=*"), key=lambda path: float(path.name.split("=")[1]))
+    found = {path.name: path for path in [run_dir / "warm_start", *candidates] if (path / "config.json").exists()}
     if not found:
         raise ValueError(
-            f"{run_dir} holds no trained policy: give the directory of a run, such as runs/customer-service"
+            f"{run_dir} holds no trained policy: expected a run's directory, such as runs/customer-service"
         )
     if policy is not None and policy not in found:
-        raise ValueError(f"{run_dir} has no policy {policy!r}: it has {', '.join(found)}")
+        raise ValueError(f"{run_dir} has no policy {policy!r}{did_you_mean(policy, found)} (it has {', '.join(found)})")
     return found[policy] if policy is not None else list(found.values())[-1]
 
 
+def environment_of(run_dir: Path) -> TextEnv | None:
+    """The environment that the run's policies were trained in; None where the run does not say."""
+    if not (run_dir / "config.yaml").exists():
+        return None
+    config = load_recipe(str(run_dir / "config.yaml"))
+    env = gymnasium.make(config.env.id, **config.env.kwargs).unwrapped
+    return env if isinstance(env, TextEnv) else None
+
+
 @torch.no_grad()
-def reply(model: PreTrainedModel, chat: ChatFormat, messages: list[Message], max_new_tokens: int = 60) -> str:
+def reply(model: PreTrainedModel, chat: ChatFormat, messages: Sequence[Message], max_new_tokens: int) -> str:
     """One reply, sampled through `generate` with the policy's own end token."""
     ids = torch.tensor([chat.prompt_ids(messages)], device=model.device)
     out = model.generate(
@@ -56,29 +68,31 @@ def talk(
     read: Callable[[str], str] = input,
     write: Callable[[str], None] = print,
 ) -> None:
-    """Talk as the customer until an empty line or the end of input.
+    """Talk as the user until an empty line or the end of input.
 
-    In the customer-service environment a simulated desk screen would stand behind every line of the customer's; lines
-    beginning with `#` are shown to the policy as such a screen.
+    What the environment would show the policy after each of the user's lines, such as the desk screen of the
+    customer-service environment, is shown to it here, too.
 
     Raises:
         ValueError: the run has no such policy, or it chooses labels and cannot talk.
     """
     directory = policy_directory(Path(run_dir), policy)
-    if '"LlamaForCausalLM"' not in (text := (directory / "config.json").read_text()) and "ForSequenceClass" in text:
-        raise ValueError(f"{directory} chooses labels, it cannot talk: chat needs a policy of kind causal")
-    model, tokenizer = load_causal(directory), load_tokenizer(directory)
-    chat = ChatFormat(tokenizer)
+    architecture = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("architectures", [""])[0]
+    if "ForCausalLM" not in architecture:
+        raise ValueError(f"{directory} is a {architecture}, which cannot talk: chat needs a policy of kind causal")
+    model, chat, env = load_causal(directory), ChatFormat(load_tokenizer(directory)), environment_of(Path(run_dir))
     write(f"policy {directory}; an empty line ends the talk")
     messages: list[Message] = []
     while True:
         try:
-            line = read("you > " if sys.stdin.isatty() else "").strip()
+            line = read("you    > " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return
         if not line:
             return
         messages.append({"role": "user", "content": line})
-        answer = reply(model, chat, messages, Sampling().max_reply_tokens)
-        messages.append({"role": "assistant", "content": answer})
-        write(f"policy > {answer}")
+        for shown in env.context(messages) if env is not None else ():
+            messages.append(shown)
+            write(f"{shown['role']:<6} > {shown['content']}")
+        messages.append({"role": "assistant", "content": reply(model, chat, messages, Sampling().max_reply_tokens)})
+        write(f"policy > {messages[-1]['content']}")

@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -43,6 +44,8 @@ def load_rows(source: str, limit: int | None = None) -> list[Row]:
     Raises:
         ValueError: no such file, nothing in it, or a line that cannot be read, with its number.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit} rows of {source!r}: expected at least 1, or None for all")
     path = Path(source)
     if path.is_file():
         rows = list(islice(_file_rows(path), limit))
@@ -61,10 +64,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else suffixes[-1] if suffixes else ""
     if kind == ".parquet":
-        from pyarrow import parquet
-
-        for batch in parquet.ParquetFile(path).iter_batches(1000):
-            yield from batch.to_pylist()
+        yield from _parquet(path)
         return
     readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _tsv}
     if kind not in readers:
@@ -77,6 +77,18 @@ def _file_rows(path: Path) -> Iterator[Row]:
             yield from readers[kind](file, path)
     except UnicodeDecodeError as error:
         raise ValueError(f"data file {str(path)!r} is not UTF-8: {error}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"data file {str(path)!r} is not a whole gzip file: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(1000):
+            yield from batch.to_pylist()
+    except ArrowException as error:
+        raise ValueError(f"data file {str(path)!r} cannot be read as Parquet: {error}") from error
 
 
 def _json_lines(file: Iterable[str], path: Path) -> Iterator[Row]:
@@ -107,14 +119,24 @@ def _as_row(row: Any, where: str) -> Row:
 
 
 def _csv(file: Iterable[str], path: Path, delimiter: str = ",") -> Iterator[Row]:
-    reader = csv.DictReader(file, delimiter=delimiter)
-    for row in reader:
-        if None in row or None in row.values():
-            raise ValueError(
-                f"{path}, line {reader.line_num} has another number of fields than the header {reader.fieldnames}: "
-                f"put fields that contain {delimiter!r} in quotes"
-            )
-        yield row
+    reader = csv.DictReader(file, delimiter=delimiter, strict=True)  # else a stray quote swallows the lines after it
+    try:
+        header = list(reader.fieldnames or ())
+        twice = [name for name, count in Counter(header).items() if count > 1]
+        if twice:
+            raise ValueError(f"{path} has the column {twice[0]!r} more than once in its header {header}")
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{path}, line {reader.line_num} has another number of fields than the header {header}: "
+                    f"put fields that contain {delimiter!r} in quotes"
+                )
+            yield row
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num} cannot be read: {error}; quote fields that contain quotes, and double "
+            "those, or use JSON lines"
+        ) from error
 
 
 def _tsv(file: Iterable[str], path: Path) -> Iterator[Row]:
@@ -150,8 +172,8 @@ def labelled(source: str, text_column: str, label_column: str, limit: int | None
     """
     texts, labels = [], []
     for number, row in enumerate(load_rows(source, limit)):
-        text = _column(row, text_column, "text_column", source)
-        label = _column(row, label_column, "label_column", source)
+        text = _column(row, text_column, "text_column", f"row {number} of {source!r}")
+        label = _column(row, label_column, "label_column", f"row {number} of {source!r}")
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
                 f"row {number} of {source!r}: {text_column} is {text!r}: expected a text that is not empty"
@@ -159,16 +181,16 @@ def labelled(source: str, text_column: str, label_column: str, limit: int | None
         if label is None or isinstance(label, dict | list | float) or not str(label).strip():
             raise ValueError(f"row {number} of {source!r}: {label_column} is {label!r}: expected a label's name")
         texts.append(text)
-        labels.append(str(label))
+        labels.append(str(label).strip())
     if len(set(labels)) < 2:
         raise ValueError(f"all {len(labels)} rows of {source!r} have the label {labels[0]!r}: expected at least two")
     return texts, labels
 
 
-def _column(row: Row, column: str, key: str, source: str) -> Any:
+def _column(row: Row, column: str, key: str, where: str) -> Any:
     if column not in row:
         raise ValueError(
-            f"data.{key} is {column!r}: {source!r} has no such column{did_you_mean(column, row)} "
+            f"data.{key} is {column!r}: {where} has no such column{did_you_mean(column, row)} "
             f"(it has {', '.join(map(str, row))})"
         )
     return row[column]
@@ -204,16 +226,24 @@ def _dialogue(row: Row, where: str) -> list[Message]:
     if row.get("messages") is not None:
         return _messages(row["messages"], "user", where)
     if row.get("completion") is not None and row.get("prompt") is not None:
-        return [*_messages(row["prompt"], "user", where), *_messages(row["completion"], "assistant", where)]
+        return _with_prompt(row, "completion", where)
     if row.get("chosen") is not None:
-        prompt = _messages(row["prompt"], "user", where) if row.get("prompt") else []
-        return [*prompt, *_messages(row["chosen"], "assistant", where)]
+        return _with_prompt(row, "chosen", where)
     raise ValueError(
         f"{where} has the columns {', '.join(map(str, row))}: expected messages, or prompt and completion, or chosen"
     )
 
 
-_SPEAKER = re.compile(r"\s*\n\n(Human|Assistant): ?")
+def _with_prompt(row: Row, column: str, where: str) -> list[Message]:
+    """The messages of a column behind those of `prompt`; some sets repeat the prompt there, some do not."""
+    prompt = _messages(row["prompt"], "user", where) if row.get("prompt") else []
+    if len(prompt) > 1 and prompt[-1] == {"role": "assistant", "content": ""}:
+        prompt.pop()  # a text that ends in "Assistant:", for the column to go on
+    messages = _messages(row[column], "assistant", where)
+    return messages if messages[: len(prompt)] == prompt else [*prompt, *messages]
+
+
+_SPEAKER = re.compile(r"(?:\A\s*|\s*\n\n)(Human|Assistant): ?")
 
 
 def _messages(value: Any, role: str, where: str) -> list[Message]:
@@ -226,7 +256,13 @@ def _messages(value: Any, role: str, where: str) -> list[Message]:
         return [{"role": who, "content": text.strip()} for who, text in turns]
     if not isinstance(value, list) or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value):
         raise ValueError(f"{where} has {str(value)[:80]!r}: expected a list of {{'role': …, 'content': …}}, or text")
-    return [{"role": str(m["role"]), "content": str(m["content"] or "")} for m in value]
+    for message in value:
+        if not isinstance(message["content"], str | None):
+            raise ValueError(
+                f"{where} has a message whose content is {type(message['content']).__name__} "
+                f"{str(message['content'])[:80]!r}: expected text"
+            )
+    return [{"role": str(m["role"]), "content": m["content"] or ""} for m in value]
 
 
 def _unusable(messages: Sequence[Message]) -> str | None:
@@ -267,10 +303,10 @@ def preference_rows(source: str, limit: int | None = None) -> list[Row]:
         for side in ("chosen", "rejected"):
             if row.get(side) is None:
                 raise ValueError(f"{where} has the columns {', '.join(map(str, row))}: expected {side!r}")
-            prompt = _messages(row["prompt"], "user", where) if row.get("prompt") else []
-            messages = _messages(row[side], "assistant", where)
-            # some sets repeat the prompt in both sides, some do not
-            sides.append(messages if messages[: len(prompt)] == prompt else [*prompt, *messages])
+            sides.append(_with_prompt(row, side, where))
+            unknown = next((m["role"] for m in sides[-1] if m["role"] not in ROLES), None)
+            if unknown is not None:
+                raise ValueError(f"{where} has the role {unknown!r} in {side!r}: expected one of {', '.join(ROLES)}")
         if sides[0] != sides[1]:
             pairs.append({"chosen": sides[0], "rejected": sides[1]})
     if not pairs:

@@ -26,13 +26,15 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def bootstrap_mean(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and bootstrap percentile interval over episodes; the same for the same values.
 
-    Returns: (mean, low, high); all NaN without values.
+    Returns: (mean, low, high); all NaN without values, the ends NaN for a single one, which says nothing of the spread.
     """
     data = np.asarray(values, dtype=float)
     if len(data) == 0:
         return math.nan, math.nan, math.nan
     mean = float(data.mean())
-    if len(data) == 1 or np.ptp(data) == 0:  # nothing to resample
+    if len(data) == 1 or not np.isfinite(data).all():
+        return mean, math.nan, math.nan
+    if np.ptp(data) == 0:  # nothing to resample
         return mean, mean, mean
     result = stats.bootstrap(
         (data,),

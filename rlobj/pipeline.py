@@ -281,6 +281,7 @@ class _Run:
             self._stop_if_asked()
             if self.main:
                 trainer.save_model(str(directory))
+                (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle: config.yaml says it all
             return {"history": trainer.state.log_history}
 
         what = f"policy: −R + λℓ with {lambda_name(lambda_sup)}"

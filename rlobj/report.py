@@ -75,13 +75,13 @@ def _metrics_in(table: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _number(value: Sequence[float | None] | None) -> str:
     mean = value[0] if value else None
-    return "–" if mean is None or not math.isfinite(mean) else f"{mean:.2f}"
+    return "–" if mean is None or not math.isfinite(mean) else f"{mean:z.2f}"
 
 
 def _interval(value: Sequence[float | None] | None) -> str:
     if not value or any(end is None or not math.isfinite(end) for end in value):
         return ""
-    return f" [{value[1]:.2f}, {value[2]:.2f}]"
+    return f" [{value[1]:z.2f}, {value[2]:z.2f}]"
 
 
 # HTML -----------------------------------------------------------------------------------------------------------------
@@ -173,17 +173,21 @@ def _plots(curves: Curves) -> str:
 
     drawings = []
     # a fixed salt: the same run gives the same file; text stays text
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rlobj", "font.size": 10}):
+    look = {"svg.fonttype": "none", "svg.hashsalt": "rlobj", "font.size": 10, "text.parse_math": False}
+    with mpl.rc_context(look):
         for title, lines in curves.items():
             figure = Figure(figsize=(4.6, 3.0), layout="constrained")
             axes = figure.add_subplot()
             for name, points in lines.items():
+                if not points:
+                    continue
                 steps, values = zip(*points, strict=True)
                 axes.plot(steps, values, label=name, linewidth=1.6, marker="o" if len(points) < 15 else None, ms=3)
             axes.set(title=title, xlabel="optimiser step")
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False)
+            if axes.lines:
+                axes.legend(frameon=False)
             buffer = io.StringIO()
             figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
             svg = buffer.getvalue()

@@ -1,0 +1,172 @@
+"""Whole runs, small: what they write, what they do not do twice, and that a stopped one goes on exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlobj.pipeline import Interrupted, load_summary, run
+from rlobj.recipes import load_recipe
+
+SMALL = {
+    "policy.hidden_size": 32, "policy.layers": 1, "policy.heads": 2, "env.eval_episodes": 8,
+    "data.demonstrations": 60, "warm_start.epochs": 1, "reward.pairs": 40, "training.steps": 2,
+    "training.prompts_per_step": 2, "training.num_generations": 4, "training.max_reply_tokens": 8,
+    "objective.supervised_batch_size": 4,
+}  # fmt: skip
+
+
+def small_run(recipe: str, directory: Path, **fields: object) -> Path:
+    settings = {**SMALL, "output_dir": directory, **{key.replace("__", "."): value for key, value in fields.items()}}
+    return run(load_recipe(recipe, [f"--{key}={value}" for key, value in settings.items()]))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return small_run("customer-service", tmp_path_factory.mktemp("runs")).parent
+
+
+def test_everything_is_an_ordinary_directory(finished):
+    for policy in ("warm_start", "policies/lambda=0", "policies/lambda=0.3"):
+        assert (finished / policy / "model.safetensors").is_file()
+        assert AutoModelForCausalLM.from_pretrained(finished / policy).config.vocab_size == len(
+            AutoTokenizer.from_pretrained(finished / policy)
+        )
+    assert AutoModelForSequenceClassification.from_pretrained(finished / "reward_model").config.num_labels == 1
+    assert not list(finished.rglob("*.bin")), "training_args.bin and the like are pickles"
+    assert not (finished / "checkpoints" / "warm_start").exists()
+
+
+def test_the_table_holds_all_measures_with_intervals(finished):
+    table = load_summary(finished)
+    assert [row["name"] for row in table] == ["warm start", "λ = 0", "λ = 0.3"]
+    for row in table:
+        for metric in ("success", "return", "turns", "ell", "kl"):
+            mean, low, high = row[metric]
+            assert low <= mean <= high
+    assert table[0]["kl"] == [0, 0, 0]
+    assert table[1]["kl"][0] > 0
+
+
+def test_gradient_balance_is_logged(finished):
+    history = json.loads((finished / "policies" / "lambda=0.3" / "stage.json").read_text())["outputs"]["history"]
+    first = history[0]
+    assert first["gradient/ratio"] > 0
+    assert -1 <= first["gradient/cosine"] <= 1
+    assert first["objective/L"] == pytest.approx(-first["objective/return"] + 0.3 * first["objective/ell"], abs=1e-5)
+
+
+def test_the_report_is_one_file(finished):
+    text = (finished / "report.html").read_text(encoding="utf-8")
+    assert "λ = 0.3" in text
+    assert "<svg" in text
+    assert 'src="http' not in text
+    assert 'href="http' not in text
+
+
+def test_a_run_again_trains_nothing(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    small_run("customer-service", finished.parent)
+    said = capsys.readouterr().out
+    assert said.count("done before, inputs unchanged") == 5
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
+
+
+def test_another_lambda_trains_that_one_alone(finished, capsys):
+    small_run("customer-service", finished.parent, objective__lambda_sup="[0.0, 0.3, 0.5]")
+    said = capsys.readouterr().out
+    assert said.count("done before, inputs unchanged") == 4
+    assert "λ = 0.5: 2 in" in said
+
+
+STOPPING = """
+import os, signal
+from pathlib import Path
+
+def reward(prompts, completions, turns, **columns):
+    if os.environ.get("STOP_AT"):
+        counter = Path(os.environ["STOP_AT"])
+        calls = int(counter.read_text()) + 1 if counter.exists() else 1
+        counter.write_text(str(calls))
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+    return [0.1 * len(c[0]["content"]) - t for c, t in zip(completions, turns)]
+"""
+
+
+def test_a_stopped_run_goes_on_exactly(tmp_path, monkeypatch):
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    fields = {
+        "reward__kind": "function",
+        "reward__function": f"{tmp_path / 'stopping.py'}:reward",
+        "objective__lambda_sup": 0.3,
+        "training__steps": 5,
+    }
+    small_run("customer-service", tmp_path / "whole", **fields)
+    monkeypatch.setenv("STOP_AT", str(tmp_path / "calls"))
+    with pytest.raises(Interrupted, match="what was done is kept in"):
+        small_run("customer-service", tmp_path / "stopped", **fields)
+    place = Path("customer-service") / "policies" / "lambda=0.3" / "model.safetensors"
+    assert not (tmp_path / "stopped" / place).exists()
+    small_run("customer-service", tmp_path / "stopped", **fields)
+    whole, stopped = (load_file(tmp_path / name / place) for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    tables = [load_summary(tmp_path / name / "customer-service") for name in ("whole", "stopped")]
+    assert tables[0] == tables[1]
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_classification_from_a_file(tmp_path):
+    rows = [
+        {"text": f"{a} box is {c}", "label": c} for a in "the my your our her".split() for c in ("red", "blue", "绿")
+    ]
+    data = write_jsonl(tmp_path / "intents.jsonl", rows * 3)
+    report = small_run("banking-intents", tmp_path, data__train=data)
+    table = load_summary(report.parent)
+    assert {"success", "accuracy", "ell", "kl"} <= table[1].keys()
+    model = AutoModelForSequenceClassification.from_pretrained(report.parent / "policies" / "lambda=0.1")
+    assert sorted(model.config.id2label.values()) == ["blue", "red", "绿"]
+
+
+def test_corpus_of_dialogues_from_a_file(tmp_path):
+    words = "alpha beta gamma delta epsilon zeta eta theta".split()
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {w} {n}"}, {"role": "assistant", "content": f"{w} it is {n}"}]}
+        for w in words
+        for n in range(5)
+    ]
+    data = write_jsonl(tmp_path / "corpus.jsonl", [*rows, {"messages": [{"role": "user", "content": "hello?"}]}])
+    report = small_run("corpus-dialogue", tmp_path, data__train=data)
+    table = load_summary(report.parent)
+    assert "success" not in table[0], "a corpus knows no task success"
+    assert {"return", "ell", "kl"} <= table[1].keys()
+    assert "1 dialogues: 1 without an assistant" in report.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_two_processes_run_the_pipeline_together(tmp_path):
+    settings = [f"--{key}={value}" for key, value in {**SMALL, "output_dir": tmp_path}.items()]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "rlobj", "run", "customer-service", *settings],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("[1/6] warm start") == 1, "one process speaks"
+    assert len(load_summary(tmp_path / "customer-service")) == 3
