@@ -134,7 +134,7 @@ def _csv(file: Iterable[str], path: Path, delimiter: str = ",") -> Iterator[Row]
             yield row
     except csv.Error as error:
         raise ValueError(
-            f"{path}, line {reader.line_num} cannot be read: {error}; quote fields that contain quotes, and double "
+            f"{path}, line {reader.reader.line_num} cannot be read: {error}; quote fields that contain quotes, and double "
             "those, or use JSON lines"
         ) from error
 
@@ -250,7 +250,10 @@ def _messages(value: Any, role: str, where: str) -> list[Message]:
     """Messages from a list of them, from text with "\\n\\nHuman:" and "\\n\\nAssistant:" turns, or from plain text."""
     if isinstance(value, str):
         parts = _SPEAKER.split(value)
-        turns = [("user" if who == "Human" else "assistant", text) for who, text in zip(parts[1::2], parts[2::2])]
+        turns = [
+            ("user" if who == "Human" else "assistant", text)
+            for who, text in zip(parts[1::2], parts[2::2], strict=True)
+        ]
         if parts[0].strip() or not turns:
             turns.insert(0, (role, parts[0]))
         return [{"role": who, "content": text.strip()} for who, text in turns]
