@@ -134,8 +134,8 @@ def _csv(file: Iterable[str], path: Path, delimiter: str = ",") -> Iterator[Row]
             yield row
     except csv.Error as error:
         raise ValueError(
-            f"{path}, line {reader.reader.line_num} cannot be read: {error}; quote fields that contain quotes, and double "
-            "those, or use JSON lines"
+            f"{path}, line {reader.reader.line_num} cannot be read: {error}; quote fields that contain quotes, "
+            "and double those, or use JSON lines"
         ) from error
 
 
@@ -243,12 +243,14 @@ def _with_prompt(row: Row, column: str, where: str) -> list[Message]:
     return messages if messages[: len(prompt)] == prompt else [*prompt, *messages]
 
 
-_SPEAKER = re.compile(r"(?:\A\s*|\s*\n\n)(Human|Assistant): ?")
+_SPEAKER = re.compile(r"\s*\n\n(Human|Assistant): ?")
 
 
 def _messages(value: Any, role: str, where: str) -> list[Message]:
     """Messages from a list of them, from text with "\\n\\nHuman:" and "\\n\\nAssistant:" turns, or from plain text."""
     if isinstance(value, str):
+        if value.startswith(("Human:", "Assistant:")) and _SPEAKER.search(value):
+            value = f"\n\n{value}"  # the first turn of several; alone, it is a text that begins with this word
         parts = _SPEAKER.split(value)
         turns = [
             ("user" if who == "Human" else "assistant", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -166,12 +167,18 @@ def _bubbles(messages: Sequence[Mapping[str, str]]) -> str:
     return "".join(f"<div class='said {role}'><span class='role'>{role}</span> {text}</div>" for role, text in said)
 
 
+def _renamed(svg: str, prefix: str) -> str:
+    """Put a prefix before the ids of a drawing: matplotlib gives the same ones to each, and a page has them once."""
+    ids = re.compile(r'(\bid="|href="#|url\(#)')
+    return re.sub(r"<[^>]+>", lambda tag: ids.sub(rf"\g<1>{prefix}", tag.group()), svg)
+
+
 def _plots(curves: Curves) -> str:
     """One drawing per title, as SVG inside the page."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    drawings = []
+    drawings: list[str] = []
     # a fixed salt: the same run gives the same file; text stays text
     look = {"svg.fonttype": "none", "svg.hashsalt": "rlobj", "font.size": 10, "text.parse_math": False}
     with mpl.rc_context(look):
@@ -191,5 +198,5 @@ def _plots(curves: Curves) -> str:
             buffer = io.StringIO()
             figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
             svg = buffer.getvalue()
-            drawings.append(svg[svg.index("<svg") :])
+            drawings.append(_renamed(svg[svg.index("<svg") :], f"plot{len(drawings)}-"))
     return "".join(drawings)

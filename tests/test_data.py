@@ -231,6 +231,7 @@ HI = [user("hi"), assistant("hello")]
             [user("a\n\nb"), assistant("c"), user("d"), assistant("e: Human: f")],
         ),
         ({"messages": None, "prompt": "hi", "completion": "hello"}, HI),
+        ({"prompt": "hi", "chosen": "Human: be kind"}, [user("hi"), assistant("Human: be kind")]),
     ],
 )
 def test_dialogues_in_each_shape(tmp_path, row, expected):

@@ -1,0 +1,186 @@
+"""The terminal's table and the HTML file: what they show, and that nothing in them is taken for markup."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from rlobj.report import METRICS, text_table, write_report
+
+NAN = math.nan
+TABLE = [
+    {"name": "warm start", "success": (0.5, 0.4, 0.6), "return": (-1.25, -2.0, -0.5), "ell": (1.5, NAN, NAN)},
+    {"name": "λ = 0", "success": (0.75, 0.6, 0.9), "return": (NAN, NAN, NAN), "ell": None},
+    {"name": "λ=0.1 <b>&", "success": (1.0, 1.0, 1.0), "return": (12.0, None, None)},
+]
+VOID = {"meta", "br", "link", "img"}
+EVIL = "<script>alert('x')</script> & \"</div>\" $a_b$ --> id=x"
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced, and keeps the text, the tags and the attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+
+def report(path, **changes):
+    content = {
+        "title": "demo & more",
+        "facts": {"seed": "3", "environment": "a<b"},
+        "table": TABLE,
+        "curves": {
+            "return": {"λ=0": [(1, 0.1), (2, 0.3)], "λ=0.1": [(1, 0.2), (2, NAN), (3, 0.5)]},
+            "λ‖∇ℓ‖ / ‖∇R‖": {"λ=0.1": [(1, 0.2)]},
+        },
+        "samples": [
+            {
+                "title": "episode 7",
+                "before": [{"role": "user", "content": "one\ntwo"}, {"role": "assistant", "content": "three"}],
+                "after": [{"role": "tool", "content": '{"found": 1}'}],
+                "before_success": False,
+                "after_success": True,
+            },
+            {"title": "episode 8", "before": [], "after": []},
+        ],
+        "notes": ["A note."],
+    }
+    write_report(path, **{**content, **changes})
+    return path.read_text(encoding="utf-8")
+
+
+# The terminal's table -------------------------------------------------------------------------------------------------
+
+
+def test_text_table_to_the_letter():
+    assert text_table(TABLE).splitlines() == [
+        "            task success       return                ℓ",
+        "─────────────────────────────────────────────────────────",
+        "warm start  0.50 [0.40, 0.60]  -1.25 [-2.00, -0.50]  1.50",
+        "λ = 0       0.75 [0.60, 0.90]  –                     –",
+        "λ=0.1 <b>&  1.00 [1.00, 1.00]  12.00                 –",
+    ]
+
+
+def test_a_metric_that_no_row_has_is_no_column_and_zero_has_no_sign():
+    table = [{"name": "a", "kl": (-0.001, -0.004, 0.004), "return": None}]
+    assert text_table(table).splitlines()[0].split() == ["KL"]
+    assert text_table(table).splitlines()[2] == "a  0.00 [0.00, 0.00]"
+
+
+# HTML -----------------------------------------------------------------------------------------------------------------
+
+
+def test_page_shows_every_policy_metric_curve_and_dialogue(tmp_path):
+    page = Page(report(tmp_path / "report.html"))
+    for row in TABLE:
+        assert row["name"] in page.text
+    for metric in ("success", "return", "ell"):
+        heading, meaning = METRICS[metric]
+        assert heading in page.text and meaning in page.text
+    assert METRICS["kl"][1] not in page.text, "nothing is explained that is not shown"
+    assert "0.75 [0.60, 0.90]" in page.text
+    assert "nan" not in page.text.lower() and "None" not in page.text
+    assert page.tags.count("svg") == 2 and page.tags.count("details") == 2
+    for said in ("λ‖∇ℓ‖ / ‖∇R‖", "λ=0.1", "optimiser step", "A note.", "demo & more", "a<b", "three", "episode 8"):
+        assert said in page.text
+    assert "how strongly the supervised term pulls" in page.text
+    assert page.text.index("task not done") < page.text.index("task done ✓")
+
+
+def test_cells_without_a_value_hold_a_dash(tmp_path):
+    html = report(tmp_path / "report.html")
+    row = re.search(r"<tr><td>λ = 0</td>(.*?)</tr>", html).group(1)
+    assert re.sub("<[^>]*>", "|", row).split("|")[1] == "0.75"
+    assert re.findall(r"<td>([^<]*)<span class='interval'>([^<]*)</span></td>", row) == [
+        ("0.75", " [0.60, 0.90]"), ("–", ""), ("–", "")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["title", "facts", "notes", "name", "curve", "line", "sample", "content", "role"])
+def test_text_is_never_markup(tmp_path, place):
+    message = {"role": EVIL if place == "role" else "user", "content": EVIL if place == "content" else "hi"}
+    changes = {
+        "title": {"title": EVIL},
+        "facts": {"facts": {EVIL: EVIL}},
+        "notes": {"notes": [EVIL]},
+        "name": {"table": [{**TABLE[0], "name": EVIL}]},
+        "curve": {"curves": {EVIL: {"a": [(0, 1.0)]}}},
+        "line": {"curves": {"c": {EVIL: [(0, 1.0)]}}},
+        "sample": {"samples": [{"title": EVIL, "before": [], "after": []}]},
+    }.get(place, {"samples": [{"title": "t", "before": [message], "after": [message]}]})
+    html = report(tmp_path / "report.html", **changes)
+    page = Page(html)
+    assert "script" not in page.tags and "<script" not in html
+    assert not re.search(r"&(?!#?\w+;)", html), "every & is an escape"
+    assert EVIL in page.text
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert all("script" not in value for name, value in page.attributes if place != "role")
+
+
+def test_page_needs_nothing_from_elsewhere(tmp_path):
+    html = report(tmp_path / "report.html")
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    for name, value in page.attributes:
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith("#"), f"{name}={value}"
+    assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)]*)", html))
+    assert "@import" not in html
+
+
+def test_drawings_share_no_names(tmp_path):
+    page = Page(report(tmp_path / "report.html"))
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids)), "an id means one thing in a page"
+    used = {value.removeprefix("#") for name, value in page.attributes if name == "xlink:href"}
+    used |= {name for _, value in page.attributes for name in re.findall(r"url\(#([^)]*)\)", value)}
+    assert used and used <= set(ids)
+
+
+def test_same_input_same_bytes(tmp_path):
+    assert report(tmp_path / "a.html") == report(tmp_path / "b.html")
+
+
+def test_little_to_show_is_still_a_page(tmp_path):
+    page = Page(report(tmp_path / "report.html", curves={}, samples=[], notes=[]))
+    assert "Learning curves" not in page.text and "before and after" not in page.text
+    page = Page(report(tmp_path / "report.html", curves={"return": {"λ=0": []}}))
+    assert "optimiser step" in page.text
+
+
+def test_drawings_leave_matplotlibs_settings_alone(tmp_path):
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    report(tmp_path / "report.html")
+    assert dict(mpl.rcParams) == before
