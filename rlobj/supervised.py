@@ -5,6 +5,7 @@ Legend: B rows of a (micro-)batch, T tokens, V vocabulary, A labels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ from rlobj.chat_format import IGNORED_LABEL, ChatFormat, Message
 from rlobj.encoder_policy import is_one_token_policy
 from rlobj.policies import save_policy
 from rlobj.rollout import encode_text
+
+# transformers on its own renamed field, which TRL's configuration still sets: nothing that a user could mend
+warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
 
 
 class SupervisedRow(NamedTuple):
@@ -158,7 +162,7 @@ def warm_start(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[SupervisedRow],
-    directory: Path,
+    directory: str | Path,
     *,
     epochs: float,
     learning_rate: float,
@@ -174,6 +178,7 @@ def warm_start(
 
     Returns: the training log, one dict per logged step.
     """
+    directory = Path(directory)
     fields: dict[str, Any] = {
         "output_dir": str(directory.parent / "checkpoints" / directory.name),
         "num_train_epochs": epochs,
