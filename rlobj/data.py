@@ -95,15 +95,28 @@ def _json_lines(file: Iterable[str], path: Path) -> Iterator[Row]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = _parsed(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
             yield _as_row(row, f"{path}, line {number}")
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text. Half a character ("\\ud83d", an emoji cut in two), which no tokenizer takes, becomes
+    U+FFFD, as in any decoder."""
+    value = json.loads(text)
+    if _SURROGATE.search(text):
+        whole = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        value = json.loads(whole)
+    return value
+
+
 def _json(file: Any, path: Path) -> Iterator[Row]:
     try:
-        rows = json.load(file)
+        rows = _parsed(file.read())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error} (one object a line belongs in a .jsonl file)") from error
     if not isinstance(rows, list):
@@ -156,8 +169,9 @@ def _hub_rows(source: str, limit: int | None) -> list[Row]:
         ) from error
     labels = {key: kind for key, kind in loaded.features.items() if isinstance(kind, ClassLabel)}
     rows: list[Row] = loaded.select(range(min(len(loaded), limit if limit is not None else len(loaded)))).to_list()
-    for row in rows:  # numbers of classes become their names
-        row.update({key: kind.int2str(row[key]) for key, kind in labels.items() if row[key] is not None})
+    for row in rows:  # numbers of classes become their names; −1 stands for a label that is not given
+        for key, kind in labels.items():
+            row[key] = None if row[key] is None or row[key] < 0 else kind.int2str(row[key])
     return rows
 
 
@@ -183,7 +197,10 @@ def labelled(source: str, text_column: str, label_column: str, limit: int | None
         texts.append(text)
         labels.append(str(label).strip())
     if len(set(labels)) < 2:
-        raise ValueError(f"all {len(labels)} rows of {source!r} have the label {labels[0]!r}: expected at least two")
+        cut = f"; data.limit is {limit}: raise it, or shuffle a file that is sorted" if len(labels) == limit else ""
+        raise ValueError(
+            f"all {len(labels)} rows of {source!r} have the label {labels[0]!r}: expected at least two{cut}"
+        )
     return texts, labels
 
 
@@ -308,6 +325,8 @@ def preference_rows(source: str, limit: int | None = None) -> list[Row]:
         for side in ("chosen", "rejected"):
             if row.get(side) is None:
                 raise ValueError(f"{where} has the columns {', '.join(map(str, row))}: expected {side!r}")
+            if not row[side] and not isinstance(row[side], str):
+                raise ValueError(f"{where}: {side} is {row[side]!r}: expected messages, or text")
             sides.append(_with_prompt(row, side, where))
             unknown = next((m["role"] for m in sides[-1] if m["role"] not in ROLES), None)
             if unknown is not None:

@@ -99,6 +99,16 @@ def test_blank_lines_are_skipped_and_counted(tmp_path):
     assert data.load_rows(str(table)) == [{"a": "1", "b": "2"}]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_half_a_character_is_replaced_and_a_whole_one_is_not(tmp_path, name):
+    row = {"text": "cut \ud83d", "next": '\udc00"x', "whole": "\U0001f600", "kept": "\\ud83d", "n": [1, None]}
+    path = tmp_path / name
+    text = json.dumps(row, ensure_ascii=True)
+    path.write_text(f"[{text}]" if name == "a.json" else text)
+    expected = {**row, "text": "cut \ufffd", "next": '\ufffd"x'}
+    assert data.load_rows(str(path)) == [expected]
+
+
 def test_limit_reads_no_further_than_it_must(tmp_path):
     for name, broken in (("a.jsonl", "no JSON\n"), ("a.csv", "1,2,3,4\n")):
         path = tmp_path / name
@@ -161,11 +171,11 @@ def test_a_data_set_has_a_split_a_limit_and_names_of_classes(tmp_path, monkeypat
 
     def load_dataset(name, split):
         asked.append((name, split))
-        return datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, None]}, features=features)
+        return datasets.Dataset.from_dict({"text": list("abcd"), "label": [1, 0, None, -1]}, features=features)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert data.load_rows("somebody/texts", 2) == [{"text": "a", "label": "yes"}, {"text": "b", "label": "no"}]
-    assert data.load_rows("somebody/texts:validation")[2] == {"text": "c", "label": None}
+    assert data.load_rows("somebody/texts:validation")[2:] == [{"text": text, "label": None} for text in "cd"]
     assert asked == [("somebody/texts", "train"), ("somebody/texts", "validation")]
 
     def fails(name, split):
@@ -202,6 +212,15 @@ def test_labelled_texts(tmp_path):
 def test_labels_that_nothing_can_be_learned_from(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         data.labelled(jsonl(tmp_path, rows), "text", "label")
+
+
+def test_a_limit_that_leaves_one_label_is_named(tmp_path):
+    source = jsonl(tmp_path, [{"text": "a", "label": label} for label in "xxy"])
+    with pytest.raises(ValueError, match=r"all 2 rows .*data\.limit is 2: raise it"):
+        data.labelled(source, "text", "label", 2)
+    only = jsonl(tmp_path, [{"text": "a", "label": "x"}])
+    with pytest.raises(ValueError, match=r"at least two$"):  # here the limit has cut nothing off
+        data.labelled(only, "text", "label", 2)
 
 
 # Dialogues ------------------------------------------------------------------------------------------------------------
@@ -304,6 +323,7 @@ def test_preferences_have_the_prompt_once_in_front_of_both(tmp_path):
     [
         ({"prompt": "hi", "chosen": "a"}, "row 0 .*has the columns prompt, chosen: expected 'rejected'"),
         ({"chosen": None, "rejected": "a"}, "expected 'chosen'"),
+        ({"prompt": "hi", "chosen": "a", "rejected": []}, r"row 0 .*rejected is \[\]: expected messages"),
         (
             {"chosen": [{"role": "gpt", "content": "a"}], "rejected": "b"},
             "role 'gpt' in 'chosen'.*expected one of system",
