@@ -51,13 +51,14 @@ def bootstrap_mean(values: Sequence[float]) -> tuple[float, float, float]:
 def mean_interval_over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and Student's t interval over the few seeds of an experiment.
 
-    Returns: (mean, low, high); the ends are NaN for a single seed, which says nothing of the spread.
+    Returns: (mean, low, high); the ends are NaN for a single seed, which says nothing of the spread, and where a
+        value is not finite.
     """
     data = np.asarray(values, dtype=float)
     if len(data) == 0:
         return math.nan, math.nan, math.nan
     mean = float(data.mean())
-    if len(data) == 1:
+    if len(data) == 1 or not np.isfinite(data).all():
         return mean, math.nan, math.nan
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(data) - 1) * stats.sem(data))
     return mean, mean - half, mean + half

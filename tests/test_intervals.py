@@ -73,7 +73,8 @@ def test_little_or_constant_data(interval):
     assert interval([1.0, 2.0, 4.0]) == interval([1.0, 2.0, 4.0]), "the same for the same values"
 
 
+@pytest.mark.parametrize("interval", [bootstrap_mean, mean_interval_over_seeds])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_values_that_are_not_finite_have_no_interval(bad):
-    mean, low, high = bootstrap_mean([1.0, bad, 2.0])
+def test_values_that_are_not_finite_have_no_interval(interval, bad):
+    mean, low, high = interval([1.0, bad, 2.0])
     assert not math.isfinite(mean) and math.isnan(low) and math.isnan(high)
