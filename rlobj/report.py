@@ -26,9 +26,11 @@ METRICS = {
 }  # fmt: skip
 """Key of a metric -> heading and meaning, in the order of the table."""
 
+# by the titles that rlobj.pipeline.CURVES gives
 CURVE_MEANINGS = {
     "λ‖∇ℓ‖ / ‖∇R‖": "how strongly the supervised term pulls, beside the reward; near 0, λ does nothing",
-    "cos(∇R, ∇ℓ)": "whether reward and supervision pull the same way (1), across (0) or against each other (−1)",
+    "cosine of the two gradients": "whether reward and supervision pull the same way (1), across (0) or against each "
+    "other (−1)",
 }
 
 STYLE = """
@@ -43,11 +45,11 @@ table { border-collapse: collapse; } .wide { overflow-x: auto; }
 th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .interval, .meaning, .role { color: var(--soft); font-size: .85em; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { font-weight: 600; }
+dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .2rem 1rem; } dt { font-weight: 600; }
 dd { margin: 0; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
 .plots svg { width: 100%; height: auto; background: #fff; border-radius: .4rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1.5rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: 1.5rem; }
 .said { padding: .35rem .7rem; margin: .3rem 0; border-radius: .6rem; background: var(--user); width: fit-content;
   max-width: 90%; overflow-wrap: anywhere; white-space: pre-wrap; }
 .said.assistant { background: var(--agent); margin-left: auto; }

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rlobj.report import METRICS, text_table, write_report
+from rlobj.report import CURVE_MEANINGS, METRICS, text_table, write_report
 
 NAN = math.nan
 TABLE = [
@@ -115,6 +115,14 @@ def test_page_shows_every_policy_metric_curve_and_dialogue(tmp_path):
         assert said in page.text
     assert "how strongly the supervised term pulls" in page.text
     assert page.text.index("task not done") < page.text.index("task done ✓")
+
+
+def test_titles_that_are_explained_are_those_a_run_gives(tmp_path):
+    from rlobj.pipeline import CURVES
+
+    assert set(CURVE_MEANINGS) <= set(CURVES.values())
+    page = Page(report(tmp_path / "report.html", curves={title: {"λ=0": [(1, 0.5)]} for title in CURVES.values()}))
+    assert all(meaning in page.text for meaning in CURVE_MEANINGS.values())
 
 
 def test_cells_without_a_value_hold_a_dash(tmp_path):
