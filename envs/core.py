@@ -154,7 +154,7 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
         """End the episode here, for a reason outside of it, such as the policy's context being full."""
         self._running = False
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The conversation so far, one message a line, in mode "ansi"; mode "human" has printed it already."""
         if self.render_mode is None:
             gymnasium.logger.warn("render was called without a render_mode: gymnasium.make(…, render_mode='ansi')")

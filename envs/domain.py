@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -158,7 +158,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _expect(path: Path, key: str, value: Any, kind: type) -> Any:
     if not isinstance(value, kind) or not value:
-        said = {str: "text", dict: "a mapping", list: "a list"}[kind]
+        said = "text" if kind is str else "a mapping" if kind is dict else "a list"
         raise ValueError(f"{path}: {key} is {'missing' if value is None else repr(value)}: expected {said}, not empty")
     return value
 

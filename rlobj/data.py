@@ -217,7 +217,8 @@ def _column(row: Row, column: str, key: str, where: str) -> Any:
 
 
 def dialogues(source: str, limit: int | None = None) -> Dialogues:
-    """Dialogues in chat format: a column `messages`; or `prompt` and `completion`; or the `chosen` of preferences.
+    """Dialogues from a column `messages` in chat format; or `turns` of `speaker` and `text`; or `prompt` and
+    `completion`; or the `chosen` of preferences.
 
     Those that nothing can be learned from are left out and counted.
 
@@ -242,13 +243,27 @@ def dialogues(source: str, limit: int | None = None) -> Dialogues:
 def _dialogue(row: Row, where: str) -> list[Message]:
     if row.get("messages") is not None:
         return _messages(row["messages"], "user", where)
+    if row.get("turns") is not None:
+        return _turns(row["turns"], where)
     if row.get("completion") is not None and row.get("prompt") is not None:
         return _with_prompt(row, "completion", where)
     if row.get("chosen") is not None:
         return _with_prompt(row, "chosen", where)
     raise ValueError(
-        f"{where} has the columns {', '.join(map(str, row))}: expected messages, or prompt and completion, or chosen"
+        f"{where} has the columns {', '.join(map(str, row))}: expected messages, or turns, "
+        "or prompt and completion, or chosen"
     )
+
+
+def _turns(value: Any, where: str) -> list[Message]:
+    """Messages from turns `{"speaker": "user" | "system" | …, "text": …}`: whoever is not the user is the policy."""
+    if not isinstance(value, list) or not all(isinstance(t, dict) and {"speaker", "text"} <= t.keys() for t in value):
+        raise ValueError(f"{where} has the turns {str(value)[:80]!r}: expected a list of {{'speaker': …, 'text': …}}")
+    roles = {"user": "user", "customer": "user", "human": "user"}
+    return [
+        {"role": roles.get(str(turn["speaker"]).lower(), "assistant"), "content": str(turn["text"] or "")}
+        for turn in value
+    ]
 
 
 def _with_prompt(row: Row, column: str, where: str) -> list[Message]:

@@ -279,7 +279,7 @@ def test_dialogues_without_a_lesson_are_left_out_and_counted(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, "row 0 .*has the columns text: expected messages, or prompt and completion, or chosen"),
+        ({"text": "a"}, "row 0 .*has the columns text: expected messages, or turns, or prompt and completion"),
         ({"prompt": "a"}, "has the columns prompt"),
         ({"messages": [{"from": "human", "value": "hi"}]}, r"expected a list of \{'role'"),
         ({"messages": {"role": "user"}}, r"expected a list of \{'role'"),
@@ -375,3 +375,15 @@ def test_split_is_disjoint_complete_and_repeatable(n, holdout, expected):
 def test_one_row_cannot_be_split():
     with pytest.raises(ValueError, match="1 row cannot be split"):
         data.split_rows(["a"], 0.5, 0)
+
+
+def test_dialogues_from_turns_of_speakers(tmp_path: Path) -> None:
+    turns = [{"speaker": "user", "text": "a table"}, {"speaker": "system", "text": "for how many?"}]
+    path = tmp_path / "turns.jsonl"
+    path.write_text(json.dumps({"turns": turns}) + "\n", encoding="utf-8")
+    assert data.dialogues(str(path)).messages == [
+        [{"role": "user", "content": "a table"}, {"role": "assistant", "content": "for how many?"}]
+    ]
+    path.write_text(json.dumps({"turns": ["a table"]}) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"row 0 .* has the turns .*speaker"):
+        data.dialogues(str(path))

@@ -130,7 +130,9 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
 
 def test_classification_from_a_file(tmp_path):
     rows = [
-        {"text": f"{a} box is {c}", "label": c} for a in "the my your our her".split() for c in ("red", "blue", "绿")
+        {"text": f"{a} box is {c}", "label": c}
+        for a in ("the", "my", "your", "our", "her")
+        for c in ("red", "blue", "绿")
     ]
     data = write_jsonl(tmp_path / "intents.jsonl", rows * 3)
     report = small_run("banking-intents", tmp_path, data__train=data)
@@ -141,7 +143,7 @@ def test_classification_from_a_file(tmp_path):
 
 
 def test_corpus_of_dialogues_from_a_file(tmp_path):
-    words = "alpha beta gamma delta epsilon zeta eta theta".split()
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
     rows = [
         {"messages": [{"role": "user", "content": f"say {w} {n}"}, {"role": "assistant", "content": f"{w} it is {n}"}]}
         for w in words

@@ -58,7 +58,8 @@ def test_tokens_are_the_dialogue_and_the_mask_is_the_policys_share(policy, make_
         assert t.prompt_ids == chat.prompt_ids(episode.prompt)
         assert len(t.completion_ids) == len(t.policy_mask) == len(t.logps)
         pieces = [
-            (own, [x for x, _ in run]) for own, run in groupby(zip(t.completion_ids, t.policy_mask), itemgetter(1))
+            (own, [x for x, _ in run])
+            for own, run in groupby(zip(t.completion_ids, t.policy_mask, strict=True), itemgetter(1))
         ]
         said = [m["content"] for m in episode.completion if m["role"] == "assistant"]
         assert [chat.decode(ids) for own, ids in pieces if own] == said
