@@ -390,3 +390,20 @@ def split_rows(rows: Sequence[T], holdout: float, seed: int) -> tuple[list[T], l
     random.Random(f"split {seed}").shuffle(order)
     held_out = min(max(round(holdout * len(rows)), 1), len(rows) - 1)
     return [rows[i] for i in sorted(order[held_out:])], [rows[i] for i in sorted(order[:held_out])]
+
+
+def split_pairs(pairs: Sequence[Row], holdout: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Split preference pairs so that no conversation begins in the same way on both sides: one prompt often has
+    several pairs, and a reward model knows again what it has seen.
+
+    Raises:
+        ValueError: all pairs begin in the same way.
+    """
+    openings = list(dict.fromkeys(json.dumps(pair["chosen"][0]) for pair in pairs))
+    if len(openings) < 2:
+        raise ValueError(f"all {len(pairs)} preference pairs begin in the same way: expected at least two prompts")
+    held_out = set(split_rows(openings, holdout, seed)[1])
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    for pair in pairs:
+        sides[json.dumps(pair["chosen"][0]) in held_out].append(pair)
+    return sides

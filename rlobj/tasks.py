@@ -124,6 +124,11 @@ def _labelled_texts(config: RunConfig) -> Task:
         eval_texts, eval_labels = data.labelled(source.eval, source.text_column, source.label_column, None)
     else:
         train, held_out = data.split_rows(list(zip(texts, labels, strict=True)), HELD_OUT, config.seed)
+        seen = {label for _, label in train}
+        train += [row for row in held_out if row[1] not in seen]  # a label's only rows are for learning
+        held_out = [row for row in held_out if row[1] in seen]
+        if not held_out:
+            raise ValueError(f"{source.train!r} has no label with rows enough to hold some out: set data.eval")
         (texts, labels), (eval_texts, eval_labels) = (
             tuple(map(list, zip(*part, strict=True))) for part in (train, held_out)
         )
@@ -181,7 +186,7 @@ def _corpus(config: RunConfig) -> Task:
     def pairs() -> tuple[list[Pair], list[Pair]]:
         if config.data.preferences is not None:
             made = data.preference_rows(config.data.preferences, None)
-            return data.split_rows(made, HELD_OUT, config.seed)
+            return data.split_pairs(made, HELD_OUT, config.seed)
         return (
             data.mismatched_pairs(replies, config.reward.pairs, config.seed),
             data.mismatched_pairs(held_out_replies, MAX_HELD_OUT_ROWS, config.seed),

@@ -387,3 +387,16 @@ def test_dialogues_from_turns_of_speakers(tmp_path: Path) -> None:
     path.write_text(json.dumps({"turns": ["a table"]}) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"row 0 .* has the turns .*speaker"):
         data.dialogues(str(path))
+
+
+def test_pairs_with_the_same_opening_stay_on_one_side() -> None:
+    def side(prompt: int, reply: int) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"q{prompt}"}, {"role": "assistant", "content": f"a{reply}"}]
+
+    pairs = [{"chosen": side(p, r), "rejected": side(p, r + 1)} for p in range(20) for r in range(5)]
+    train, held_out = data.split_pairs(pairs, 0.1, seed=3)
+    assert len(train) == 90
+    assert len(held_out) == 10
+    assert not {p["chosen"][0]["content"] for p in train} & {p["chosen"][0]["content"] for p in held_out}
+    with pytest.raises(ValueError, match="all 5 preference pairs begin in the same way"):
+        data.split_pairs(pairs[:5], 0.1, seed=3)
