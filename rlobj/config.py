@@ -95,6 +95,8 @@ class DataConfig:
     """expert dialogues to draw where the environment has an expert"""
     limit: int | None = None
     """use this many rows at most; null uses all"""
+    rows_per_label: int | None = None
+    """classification: ℓ and the warm start see this many rows of each label, R sees all; null shows both all"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -392,6 +392,15 @@ def split_rows(rows: Sequence[T], holdout: float, seed: int) -> tuple[list[T], l
     return [rows[i] for i in sorted(order[held_out:])], [rows[i] for i in sorted(order[:held_out])]
 
 
+def few_per_label(labels: Sequence[str], n: int, seed: int) -> list[int]:
+    """Indices of n rows of each label, or of all it has where those are fewer, drawn at random; in rising order."""
+    rows: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        rows.setdefault(label, []).append(index)
+    rng = random.Random(f"few per label {seed}")
+    return sorted(index for indices in rows.values() for index in rng.sample(indices, min(n, len(indices))))
+
+
 def split_pairs(pairs: Sequence[Row], holdout: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Split preference pairs so that no conversation begins in the same way on both sides: one prompt often has
     several pairs, and a reward model knows again what it has seen.

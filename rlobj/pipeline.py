@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from rlobj.config import RunConfig, dump, validate
 from rlobj.encoder_policy import as_one_token_policy
 from rlobj.evaluation import evaluate
 from rlobj.policies import load_causal, load_encoder, load_tokenizer, make_causal, make_encoder, make_tokenizer
-from rlobj.progress import StopWhenAsked, TrainingBar, advance, bar, say
+from rlobj.progress import StopWhenAsked, TrainingBar, bar, say
 from rlobj.rollout import Sampling
 from rlobj.runs import (
     atomic_write_json,
@@ -363,7 +362,7 @@ class _Run:
                         held_out,
                         None if name == WARM_START else reference,
                         sampling_seed=self.config.seed,
-                        on_progress=partial(advance, progress),
+                        on_progress=progress.advance,
                     )
                 kl = {"kl": (0.0, 0.0, 0.0)} if name == WARM_START else {}  # the warm start's to itself
                 table.append({"name": name, **result.metrics, **kl})

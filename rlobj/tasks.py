@@ -137,6 +137,9 @@ def _labelled_texts(config: RunConfig) -> Task:
     if unknown:
         raise ValueError(f"labels {unknown[:5]} of the evaluation data are not in the training data {source.train!r}")
     index = {name: i for i, name in enumerate(names)}
+    few = list(range(len(texts)))
+    if source.rows_per_label is not None:
+        few = data.few_per_label(labels, source.rows_per_label, config.seed)
 
     def env_kwargs(texts: list[str], labels: list[str]) -> dict[str, Any]:
         return {"texts": texts, "labels": labels, "label_names": names}
@@ -144,7 +147,7 @@ def _labelled_texts(config: RunConfig) -> Task:
     def rows(tokenizer: PreTrainedTokenizerBase) -> tuple[list[SupervisedRow], list[SupervisedRow]]:
         length = config.policy.max_length
         return (
-            label_rows(tokenizer, texts, [index[x] for x in labels], length),
+            label_rows(tokenizer, [texts[i] for i in few], [index[labels[i]] for i in few], length),
             label_rows(tokenizer, eval_texts, [index[x] for x in eval_labels], length),
         )
 
@@ -160,7 +163,10 @@ def _labelled_texts(config: RunConfig) -> Task:
         rows=rows,
         pairs=no_pairs,
         label_names=names,
-        facts={"labelled texts": f"{len(texts)} to train on, {len(eval_texts)} held out, {len(names)} labels"},
+        facts={
+            "labelled texts": f"{len(texts)} to be rewarded on, {len(few)} of them with their label for ℓ, "
+            f"{len(eval_texts)} held out, {len(names)} labels"
+        },
     )
 
 
@@ -204,11 +210,7 @@ def _corpus(config: RunConfig) -> Task:
         train_seeds=_shuffled(_training_seeds(config, len(replies)), config.seed),
         eval_seeds=range(min(len(held_out_replies), config.env.eval_episodes)),
         texts=lambda: [m["content"] for dialogue in train for m in dialogue],
-        rows=_dialogue_row_maker(
-            [[*r["prompt"], *r["completion"]] for r in replies],
-            [[*r["prompt"], *r["completion"]] for r in held_out_replies],
-            config,
-        ),
+        rows=_dialogue_row_maker(train, held_out, config),  # every reply of a dialogue is a target, once
         pairs=pairs,
         facts=facts,
     )

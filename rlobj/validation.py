@@ -72,8 +72,11 @@ def _check_numbers(config: RunConfig) -> None:
     _at_least("objective.probe_every", config.objective.probe_every, 0)
     _at_least("training.beta", config.training.beta, 0)
     _at_least("training.num_generations", config.training.num_generations, 2)
-    if config.data.limit is not None:
-        _at_least("data.limit", config.data.limit, 0, above=True)
+    for name in ("limit", "rows_per_label"):
+        if (rows := getattr(config.data, name)) is not None:
+            _at_least(f"data.{name}", rows, 0, above=True)
+    if config.data.rows_per_label is not None and config.env.id != CLASSIFICATION:
+        raise ValueError(f"data.rows_per_label is {config.data.rows_per_label}: {config.env.id} has no labels to count")
 
 
 def _at_least(key: str, value: float, low: float, above: bool = False) -> None:

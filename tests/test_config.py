@@ -62,6 +62,7 @@ def test_a_list_of_lambdas_has_some_and_each_once(value: str) -> None:
         (["--name", ""], "name is ''"),
         (["--seed", "-1"], "seed is -1"),
         (["--data.limit", "0"], "data.limit is 0"),
+        (["--data.rows_per_label", "5"], "data.rows_per_label is 5: rlobj/CustomerService-v0 has no labels"),
         (["--policy.heads", "3"], "policy.hidden_size is 128: expected a multiple of 6 (policy.heads × 2)"),
         (["--policy.hidden_size", "60"], "policy.hidden_size is 60: expected a multiple of 8 (policy.heads × 2)"),
     ],

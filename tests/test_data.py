@@ -400,3 +400,10 @@ def test_pairs_with_the_same_opening_stay_on_one_side() -> None:
     assert not {p["chosen"][0]["content"] for p in train} & {p["chosen"][0]["content"] for p in held_out}
     with pytest.raises(ValueError, match="all 5 preference pairs begin in the same way"):
         data.split_pairs(pairs[:5], 0.1, seed=3)
+
+
+def test_few_rows_of_each_label_are_drawn_the_same_way_each_time():
+    labels = ["a"] * 20 + ["b"] * 3 + ["c"] * 7
+    few = data.few_per_label(labels, 5, seed=1)
+    assert [labels[i] for i in few] == ["a"] * 5 + ["b"] * 3 + ["c"] * 5 and few == sorted(set(few))
+    assert few == data.few_per_label(labels, 5, seed=1) != data.few_per_label(labels, 5, seed=2)

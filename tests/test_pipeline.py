@@ -135,7 +135,8 @@ def test_classification_from_a_file(tmp_path):
         for c in ("red", "blue", "绿")
     ]
     data = write_jsonl(tmp_path / "intents.jsonl", rows * 3)
-    report = small_run("banking-intents", tmp_path, data__train=data)
+    report = small_run("banking-intents", tmp_path, data__train=data, data__rows_per_label=2)
+    assert "6 of them with their label for ℓ" in report.read_text(encoding="utf-8")
     table = load_summary(report.parent)
     assert {"success", "accuracy", "ell", "kl"} <= table[1].keys()
     model = AutoModelForSequenceClassification.from_pretrained(report.parent / "policies" / "lambda=0.1")
