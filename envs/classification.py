@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import math
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import gymnasium
+from envs.choice import ChoiceEnv, Example, nearest
+from envs.core import Message, StepResult
 
-from envs.core import Message, StepResult, TextEnv
+Costs = Mapping[str, Mapping[str, float]]
+
+HANDOVER = "ask a human"
+"""Name of the action that hands a text over."""
 
 EXAMPLES = [
     ("the parcel came a day early , thank you", "praise"),
@@ -23,21 +32,28 @@ EXAMPLES = [
 ]
 
 
-class ClassificationEnv(TextEnv):
+class ClassificationEnv(ChoiceEnv):
     """Choose a label for a text; the episode ends with the choice.
 
     | | |
     |---|---|
-    | action | `Discrete(len(label_names))`: a label's index |
+    | action | `Discrete`: a label's index in `label_names`; with `handover`, the last one asks a human |
     | observation | one user message, the text |
-    | reward | 1 for the right label, 0 for another, unless a reward function is given |
-    | columns | `label` (the right one's name), `success` |
+    | reward | 1 for the right label, 0 for another, unless `costs`, `handover` or a reward function say otherwise |
+    | columns | `label` (the right one's name), `success` (the right label was chosen; handing over is none), |
+    | | `handed_over`, and with `critical`, `missed` (None where the label is another) |
     | seed | seed i is text i, modulo their number |
 
     Args:
         texts: the texts; a few built-in ones if None.
         labels: the right label of each, by name.
         label_names: all labels, in the order of the actions; None takes the sorted set of `labels`.
+        costs: right label -> chosen label -> reward, so a cost is a negative number; or the path of a JSON file of
+            that, or of a CSV matrix (first column: right label; header: chosen labels). Pairs left out are worth 1
+            where the label is right, 0 where it is not.
+        handover: the reward for asking a human, its price; None has no such action. A reward function that is given
+            replaces it, and sees the column `handed_over`.
+        critical: the label that must not be missed, for the column `missed`: another label was chosen.
     """
 
     def __init__(
@@ -45,6 +61,9 @@ class ClassificationEnv(TextEnv):
         texts: Sequence[str] | None = None,
         labels: Sequence[str] | None = None,
         label_names: Sequence[str] | None = None,
+        costs: Costs | str | os.PathLike[str] | None = None,
+        handover: float | None = None,
+        critical: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -58,20 +77,110 @@ class ClassificationEnv(TextEnv):
         unknown = sorted(set(self.labels) - set(self.label_names))
         if unknown:
             raise ValueError(f"labels {unknown[:5]} are not in label_names {self.label_names[:10]}")
-        self.action_space = gymnasium.spaces.Discrete(len(self.label_names))
+        if critical is not None and critical not in self.label_names:
+            raise ValueError(_not_a_label("critical", critical, self.label_names))
+        if handover is not None:
+            _check_number("handover", handover)
+            if HANDOVER in self.label_names:
+                raise ValueError(
+                    f"handover needs the name {HANDOVER!r} for its action, but a label has it: rename that"
+                )
+        self.costs, self.handover, self.critical = cost_matrix(costs, self.label_names), handover, critical
+        self.population = len(self.texts)
+        self._choose_among(self.label_names if handover is None else [*self.label_names, HANDOVER])
         self._index, self._chosen = 0, ""
+
+    def examples(self, seeds: Iterable[int]) -> list[Example]:
+        """The texts of `seeds` with their labels; none of them is handed over."""
+        number = {name: i for i, name in enumerate(self.label_names)}
+        indices = [seed % len(self.texts) for seed in seeds]
+        return [([{"role": "user", "content": self.texts[i]}], number[self.labels[i]]) for i in indices]
 
     def _begin(self, seed: int, rng: random.Random) -> list[Message]:
         self._index, self._chosen = seed % len(self.texts), ""
         return [{"role": "user", "content": self.texts[self._index]}]
 
     def _reply(self, action: Any) -> tuple[Message, StepResult]:
-        self._chosen = self.label_names[int(action)]
+        self._chosen = self.action_names[int(action)]
         return {"role": "assistant", "content": self._chosen}, StepResult([], True, False, {})
 
     def _columns(self) -> dict[str, Any]:
         label = self.labels[self._index]
-        return {"label": label, "success": self._chosen == label}
+        handed_over = self.handover is not None and self._chosen == HANDOVER
+        columns = {"label": label, "success": self._chosen == label, "handed_over": handed_over}
+        if self.critical is not None:
+            columns["missed"] = self._chosen not in (label, HANDOVER) if label == self.critical else None
+        return columns
 
     def own_reward(self) -> float:
-        return float(self._chosen == self.labels[self._index])
+        if self.handover is not None and self._chosen == HANDOVER:
+            return float(self.handover)
+        return self.costs[self.labels[self._index]][self._chosen]
+
+
+def cost_matrix(
+    costs: Costs | str | os.PathLike[str] | None, label_names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Reward of every pair of labels, right -> chosen -> reward: 1 where they are the same, else 0, but for `costs`.
+
+    Raises:
+        ValueError: a label that does not exist, a reward that is not a finite number, or a file that cannot be read.
+    """
+    matrix = {right: {chosen: float(right == chosen) for chosen in label_names} for right in label_names}
+    where = "costs"
+    if isinstance(costs, str | os.PathLike):
+        where = f"costs file {str(costs)!r}"
+        costs = _read_costs(Path(costs))
+    if not isinstance(costs, Mapping | None):
+        raise ValueError(f"{where} is {costs!r}: expected {{right label: {{chosen label: reward}}}}, or a file of that")
+    for right, row in (costs or {}).items():
+        if right not in matrix:
+            raise ValueError(_not_a_label(where, right, label_names))
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{where}[{right!r}] is {row!r}: expected {{chosen label: reward}}")
+        for chosen, reward in row.items():
+            if chosen not in matrix:
+                raise ValueError(_not_a_label(f"{where}[{right!r}]", chosen, label_names))
+            _check_number(f"{where}[{right!r}][{chosen!r}]", reward)
+            matrix[right][chosen] = float(reward)
+    return matrix
+
+
+def _read_costs(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() != ".csv":
+            return json.loads(text)
+    except OSError as error:
+        raise ValueError(f"costs file {str(path)!r} cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"costs file {str(path)!r} is not JSON: {error} (a matrix belongs in a .csv file)") from error
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    header = [name.strip() for name in rows[0][1:]] if rows else []
+    matrix: dict[str, dict[str, float]] = {}
+    for row in rows[1:]:
+        right, cells = row[0].strip(), row[1:]
+        if len(cells) != len(header):
+            raise ValueError(
+                f"costs file {str(path)!r}, row {right!r} has {len(cells)} rewards for {len(header)} labels"
+            )
+        matrix[right] = {}
+        for chosen, cell in zip(header, cells, strict=True):
+            if cell.strip():  # an empty cell is a pair left out
+                try:
+                    matrix[right][chosen] = float(cell)
+                except ValueError:
+                    raise ValueError(
+                        f"costs file {str(path)!r}, row {right!r}, column {chosen!r} is {cell!r}: expected a number"
+                    ) from None
+    return matrix
+
+
+def _not_a_label(where: str, given: Any, label_names: Sequence[str]) -> str:
+    shown = ", ".join(map(str, label_names[:10])) + (", …" if len(label_names) > 10 else "")
+    return f"{where} names {given!r}, which is not a label{nearest(given, label_names)} (labels: {shown})"
+
+
+def _check_number(where: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{where} is {value!r}: expected a finite number")
