@@ -82,9 +82,7 @@ class ClassificationEnv(ChoiceEnv):
         if handover is not None:
             _check_number("handover", handover)
             if HANDOVER in self.label_names:
-                raise ValueError(
-                    f"handover needs the name {HANDOVER!r} for its action, but a label has it: rename that"
-                )
+                raise ValueError(f"a label is called {HANDOVER!r}, as the action of handover is: rename the label")
         self.costs, self.handover, self.critical = cost_matrix(costs, self.label_names), handover, critical
         self.population = len(self.texts)
         self._choose_among(self.label_names if handover is None else [*self.label_names, HANDOVER])
