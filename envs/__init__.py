@@ -19,7 +19,13 @@ __all__ = [
     "score_episodes",
 ]
 
+
+def _register(name: str, entry_point: str) -> None:
+    vector_entry_point = f"{entry_point.partition(':')[0]}:make_vec"
+    register(f"rlobj/{name}-v0", entry_point=entry_point, vector_entry_point=vector_entry_point)
+
+
 # By name, so that a registered spec can be written as JSON, and nothing is read until an environment is made.
-register("rlobj/CustomerService-v0", entry_point="envs.customer_service:CustomerServiceEnv")
-register("rlobj/Classification-v0", entry_point="envs.classification:ClassificationEnv")
-register("rlobj/Dialogue-v0", entry_point="envs.dialogue:DialogueEnv")
+_register("CustomerService", "envs.customer_service:CustomerServiceEnv")
+_register("Classification", "envs.classification:ClassificationEnv")
+_register("Dialogue", "envs.dialogue:DialogueEnv")

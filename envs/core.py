@@ -56,12 +56,15 @@ class StepResult(NamedTuple):
     terminated: bool
     truncated: bool
     info: dict[str, Any]
+    reward: float = 0.0
+    """What this turn earned; the episode's reward is added at its end."""
 
 
 class TextEnv(gymnasium.Env[list[Message], Any]):
     """A Gymnasium environment whose observation is the whole conversation so far.
 
-    The reward falls at the end of the episode: that of the injected reward function, or the environment's own measure.
+    Reward falls where the environment says: each turn may earn some (`StepResult.reward`), and at the end the whole
+    episode earns that of the injected reward function, or the environment's own measure (`own_reward`).
     The seed given to `reset` decides the whole episode, apart from the actions; without one, it is drawn from
     `np_random`.
 
@@ -90,6 +93,8 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
         self._seed = -1
         self._running = False
         self._shown = 0
+        self.scored_by_caller = False
+        """Whether `step` leaves the reward of the whole episode to a caller that scores many at once."""
 
     # What a subclass writes -----------------------------------------------------------------------------------------
 
@@ -107,7 +112,7 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
 
     @abstractmethod
     def own_reward(self) -> float:
-        """The environment's own measure of the finished episode."""
+        """The environment's own measure of the finished episode, beyond what its turns have earned."""
 
     def context(self, messages: Sequence[Message]) -> list[Message]:
         """Messages that the policy is shown after the last one of `messages`, when a person plays the user."""
@@ -128,13 +133,13 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
 
     def step(self, action: Any) -> tuple[list[Message], float, bool, bool, dict[str, Any]]:
         result = self.act(action)
-        reward = 0.0
-        if result.terminated or result.truncated:
-            reward = score(self.reward, [self], self.on_bad_reward)[0]
+        reward = result.reward
+        if (result.terminated or result.truncated) and not self.scored_by_caller:
+            reward += score(self.reward, [self], self.on_bad_reward)[0]
         return self._observation(), reward, result.terminated, result.truncated, result.info
 
     def act(self, action: Any) -> StepResult:
-        """A step without its reward, for callers that score many episodes at once.
+        """A step without the reward of the whole episode and without its observation, for callers that have both.
 
         Raises:
             ResetNeeded: the episode has ended, or none has begun.

@@ -10,6 +10,7 @@ from envs.core import FIRST_HELD_OUT_SEED, Message, StepResult, TextEnv
 from envs.domain import Domain, fill, load_domain
 from envs.simulator import Customer, draw_goal
 from envs.spaces import Text
+from envs.vector import vector_entry_point
 
 
 class CustomerServiceEnv(TextEnv):
@@ -93,6 +94,9 @@ class CustomerServiceEnv(TextEnv):
             elif message["role"] == "user":
                 desk.hear_customer(message["content"])
         return [{"role": "tool", "content": desk.screen()}]
+
+
+make_vec = vector_entry_point(CustomerServiceEnv)
 
 
 class Desk:

@@ -9,6 +9,7 @@ from typing import Any
 
 from envs.core import Message, StepResult, TextEnv
 from envs.spaces import ROLES, Text
+from envs.vector import vector_entry_point
 
 EXAMPLES: list[tuple[list[Message], str]] = [
     ([{"role": "user", "content": "where is my order ?"}], "may i have the order number , please ?"),
@@ -74,6 +75,9 @@ class DialogueEnv(TextEnv):
     def own_reward(self) -> float:
         reference = self._columns()["reference"]
         return 0.0 if reference is None else word_f1(self._text, reference)
+
+
+make_vec = vector_entry_point(DialogueEnv)
 
 
 def word_f1(text: str, reference: str) -> float:

@@ -2,48 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
 
 from envs.core import Episode, Message, OnBadReward, Reward, StepResult, TextEnv, resolve_reward, score
 
 
-class TextVectorEnv:
-    """`num_envs` episodes side by side; those that have ended do not wait for the others.
+class TextVectorEnv(SyncVectorEnv):
+    """`num_envs` episodes side by side. Those that end together are scored in one call of the reward.
 
-    Not Gymnasium's vector API, whose step needs an action for every environment: here the running ones are stepped.
+    Two ways to use it. Gymnasium's: `step` takes an action for every environment, and one whose episode has ended is
+    reset by the step after (`AutoresetMode.NEXT_STEP`, or by the caller with `AutoresetMode.DISABLED`). The rollout's:
+    `act` steps the environments that it names, so that those that have ended do not wait for the others, and
+    `final_rewards` scores all at the end.
 
     Args:
-        make_env: makes one environment.
+        make_env: makes one text environment; wrappers around it are kept. A wrapper sees what its turns earn, but not
+            the reward of the whole episode, which is added behind it.
         reward: scores all episodes in one call; None for the reward that the environments were made with, or their own.
-        on_bad_reward: what a NaN or infinite reward does; see `envs.core.score_episodes`.
+        on_bad_reward: what a NaN or infinite reward does, see `envs.core.score_episodes`; None as the environments say.
     """
 
     def __init__(
         self,
-        make_env: Callable[[], TextEnv],
+        make_env: Callable[[], gymnasium.Env[Any, Any]],
         num_envs: int,
         reward: Reward | str | None = None,
-        on_bad_reward: OnBadReward = "error",
+        on_bad_reward: OnBadReward | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}: expected at least 1")
-        self.envs = [make_env() for _ in range(num_envs)]
-        self.reward = resolve_reward(reward) or self.envs[0].reward
-        self.on_bad_reward = on_bad_reward
+        if AutoresetMode(autoreset_mode) == AutoresetMode.SAME_STEP:
+            raise ValueError(
+                "autoreset_mode is SAME_STEP: an episode must outlive the step that ends it, to be scored with the "
+                "others; expected NEXT_STEP or DISABLED"
+            )
+        super().__init__([make_env] * num_envs, copy=False, autoreset_mode=autoreset_mode)
+        for env in self.envs:
+            if not isinstance(env.unwrapped, TextEnv):
+                raise TypeError(f"make_env makes {env!r}: expected a text environment (envs.TextEnv)")
+            env.unwrapped.scored_by_caller = True
+        self.reward = resolve_reward(reward) or self._inner[0].reward
+        self.on_bad_reward = on_bad_reward or self._inner[0].on_bad_reward
 
     @property
-    def num_envs(self) -> int:
-        return len(self.envs)
+    def _inner(self) -> list[TextEnv]:
+        return [cast("TextEnv", env.unwrapped) for env in self.envs]
 
-    def reset(self, seeds: Sequence[int]) -> list[list[Message]]:
-        """Begin one episode per seed; the first observations in their order."""
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"reset got {len(seeds)} seeds for {self.num_envs} environments: expected one each")
-        return [env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds, strict=True)]
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        played = ~self._autoreset_envs  # the others are reset by this step
+        observations, rewards, terminations, truncations, infos = super().step(actions)
+        ended = [int(i) for i in np.flatnonzero(played & (terminations | truncations))]
+        for i in ended:
+            self.truncate(i)  # a wrapper may have ended it
+        rewards[ended] += score(self.reward, [self._inner[i] for i in ended], self.on_bad_reward) if ended else []
+        return observations, rewards, terminations, truncations, infos
 
-    def step(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
-        """Step the environments that `actions` names by index.
+    def act(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
+        """Step the environments that `actions` names by index, each without the reward of its whole episode.
 
         Raises:
             ValueError, ResetNeeded: of one environment, with its index.
@@ -51,21 +73,49 @@ class TextVectorEnv:
         results = {}
         for index, action in actions.items():
             try:
-                results[index] = self.envs[index].act(action)
+                results[index] = self._act(index, action)
             except Exception as error:
                 error.add_note(f"in environment {index} of {self.num_envs}")
                 raise
         return results
 
+    def _act(self, index: int, action: Any) -> StepResult:
+        env, inner = self.envs[index], self._inner[index]
+        if env is inner:
+            return inner.act(action)
+        before: list[Message] = list(self._env_obs[index])  # type: ignore[call-overload]
+        observation, reward, terminated, truncated, info = env.step(action)
+        if observation[: len(before)] != before:
+            raise ValueError(
+                f"a wrapper of {env} changes messages that the policy has seen: expected messages to be added alone"
+            )
+        self._env_obs[index] = observation
+        if terminated or truncated:
+            inner.truncate()
+        return StepResult(observation[len(before) + 1 :], terminated, truncated, info, float(reward))
+
     def truncate(self, index: int) -> None:
         """End episode `index` for a reason outside of it."""
-        self.envs[index].truncate()
+        self._inner[index].truncate()
 
     @property
     def episodes(self) -> list[Episode]:
         """The finished episodes, in the order of their seeds."""
-        return [env.episode for env in self.envs]
+        return [env.episode for env in self._inner]
 
     def final_rewards(self) -> list[float]:
-        """The reward of every finished episode, from one call of the reward function."""
-        return score(self.reward, self.envs, self.on_bad_reward)
+        """The reward of every finished episode beyond that of its turns, from one call of the reward function."""
+        return score(self.reward, self._inner, self.on_bad_reward)
+
+
+def vector_entry_point(env_class: type[TextEnv]) -> Callable[..., TextVectorEnv]:
+    """What `gymnasium.make_vec` calls to make many environments of one kind."""
+
+    def make_vec(num_envs: int, max_episode_steps: int | None = None, **kwargs: Any) -> TextVectorEnv:
+        def make_env() -> gymnasium.Env[Any, Any]:
+            env = env_class(**kwargs)
+            return env if max_episode_steps is None else TimeLimit(env, max_episode_steps)
+
+        return TextVectorEnv(make_env, num_envs)
+
+    return make_vec

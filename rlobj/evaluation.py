@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gymnasium
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from envs.core import Episode, TextEnv
+from envs.core import Episode
 from envs.vector import TextVectorEnv
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 from rlobj.intervals import bootstrap_mean, wilson
@@ -39,7 +40,7 @@ class Evaluation:
 def evaluate(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    make_env: Callable[[], TextEnv],
+    make_env: Callable[[], gymnasium.Env[Any, Any]],
     reward: Any,
     sampling: Sampling,
     seeds: Sequence[int],
@@ -87,7 +88,7 @@ def evaluate(
 def _play_all(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    make_env: Callable[[], TextEnv],
+    make_env: Callable[[], gymnasium.Env[Any, Any]],
     reward: Any,
     sampling: Sampling,
     seeds: Sequence[int],

@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium
 import torch
 from gymnasium.envs.registration import load_env_creator
+from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -55,7 +56,7 @@ class Sampling:
 
 @dataclass(slots=True)
 class Trajectory:
-    """One episode as tokens. The three lists over completion tokens have equal length."""
+    """One episode as tokens. The four lists over completion tokens have equal length."""
 
     prompt_ids: list[int]
     completion_ids: list[int] = field(default_factory=list)
@@ -63,6 +64,8 @@ class Trajectory:
     """1 where the policy wrote the token, 0 where the environment did."""
     logps: list[float] = field(default_factory=list)
     """log π(token) when it was sampled; 0.0 at environment tokens."""
+    rewards: list[float] = field(default_factory=list)
+    """What was earned by each token: a turn's reward at the turn's last token, the episode's at the last of all."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -71,11 +74,13 @@ class Trajectory:
         self.completion_ids.append(token)
         self.policy_mask.append(1)
         self.logps.append(logp)
+        self.rewards.append(0.0)
 
     def append_environment(self, ids: Sequence[int]) -> None:
         self.completion_ids += ids
         self.policy_mask += [0] * len(ids)
         self.logps += [0.0] * len(ids)
+        self.rewards += [0.0] * len(ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ class Rollouts:
     trajectories: list[Trajectory]
     episodes: list[Episode]
     returns: list[float]
-    """Undiscounted return of each episode; nan where the reward gave none."""
+    """Undiscounted return of each episode, the sum of its rewards; nan where the reward function gave none."""
 
 
 def episode_prompt(seed: int, messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -108,17 +113,28 @@ def episode_seed(prompt: Sequence[dict[str, Any]]) -> int:
     return int(seed)
 
 
-def factory_of(env: gymnasium.Env[Any, Any]) -> Callable[[], TextEnv]:
-    """A function that makes more environments like `env`.
+def factory_of(env: gymnasium.Env[Any, Any]) -> Callable[[], gymnasium.Env[Any, Any]]:
+    """A function that makes more environments like `env`, with its time limit and its wrappers.
 
     Raises:
         TypeError: `env` was not made by `gymnasium.make`, or is no text environment.
     """
     if env.spec is None or not isinstance(env.unwrapped, TextEnv):
         raise TypeError(f"env is {env!r}: expected a rlobj text environment made by gymnasium.make (envs.TextEnv)")
-    creator, kwargs = load_env_creator(env.spec.entry_point), env.spec.kwargs  # type: ignore[arg-type]
-    # not gymnasium.make: it copies its arguments deeply, a corpus once for every environment of a batch
-    return lambda: creator(**kwargs)  # type: ignore[return-value]
+    spec = env.spec
+    creator = load_env_creator(spec.entry_point)  # type: ignore[arg-type]
+    wrappers = [(load_env_creator(each.entry_point), each.kwargs or {}) for each in spec.additional_wrappers]
+
+    def make_env() -> gymnasium.Env[Any, Any]:
+        # not gymnasium.make: it copies its arguments deeply, a corpus once for every environment of a batch
+        made: Any = creator(**spec.kwargs)
+        if spec.max_episode_steps is not None:
+            made = TimeLimit(made, spec.max_episode_steps)
+        for wrapper, kwargs in wrappers:
+            made = wrapper(env=made, **kwargs)
+        return made
+
+    return make_env
 
 
 @torch.no_grad()
@@ -142,7 +158,9 @@ def play(
             trajectories = _CausalPlay(policy, ChatFormat(tokenizer), environments, sampling).run(seeds)
     finally:
         policy.train(was_training)
-    return Rollouts(trajectories, environments.episodes, environments.final_rewards())
+    for trajectory, reward in zip(trajectories, environments.final_rewards(), strict=True):
+        trajectory.rewards[-1] += reward
+    return Rollouts(trajectories, environments.episodes, [sum(t.rewards) for t in trajectories])
 
 
 def _sample(logits: Tensor, warpers: LogitsProcessorList) -> tuple[Tensor, Tensor]:
@@ -174,14 +192,16 @@ def _play_labels(
     seeds: Sequence[int],
     sampling: Sampling,
 ) -> list[Trajectory]:
-    observations = environments.reset(seeds)
+    observations, _ = environments.reset(seed=list(seeds))
     limit = min(sampling.max_length, policy.config.max_position_embeddings)
     trajectories = [Trajectory(encode_text(tokenizer, messages, limit)) for messages in observations]
     ids, mask = _padded([t.prompt_ids for t in trajectories], tokenizer.pad_token_id, policy.device)
     actions, logps = _sample(action_logits(policy, ids, mask), sampling.warpers())
     for trajectory, action, logp in zip(trajectories, actions.tolist(), logps.tolist(), strict=True):
         trajectory.append_policy(action, logp)
-    results = environments.step(dict(enumerate(actions.tolist())))
+    results = environments.act(dict(enumerate(actions.tolist())))
+    for index, result in results.items():
+        trajectories[index].rewards[-1] = result.reward
     if not all(result.terminated or result.truncated for result in results.values()):
         raise ValueError("an encoder policy acts once per episode: this environment asked for a second action")
     return trajectories
@@ -200,7 +220,7 @@ class _CausalPlay:
         self.mask = torch.zeros(0, 0, dtype=torch.long, device=policy.device)  # (B, T): 1 where a row has a token
 
     def run(self, seeds: Sequence[int]) -> list[Trajectory]:
-        observations = self.environments.reset(seeds)
+        observations, _ = self.environments.reset(seed=list(seeds))
         trajectories = [Trajectory(self.chat.prompt_ids(messages)) for messages in observations]
         longest = max(range(len(seeds)), key=lambda i: len(trajectories[i]))
         if len(trajectories[longest]) >= self.sampling.max_length:
@@ -213,11 +233,12 @@ class _CausalPlay:
         incoming: list[list[int]] = [list(t.prompt_ids) for t in trajectories]
         while running:
             replies = self._reply([trajectories[i] for i in running], incoming)
-            results = self.environments.step(dict(zip(running, replies, strict=True)))
+            results = self.environments.act(dict(zip(running, replies, strict=True)))
             keep: list[int] = []
             incoming = []
             for row, i in enumerate(running):
                 result = results[i]
+                trajectories[i].rewards[-1] = result.reward
                 if result.terminated or result.truncated:
                     continue
                 ids = self._answer(trajectories[i], result.new_messages)
@@ -289,7 +310,7 @@ class EnvironmentRollout:
 
     def __init__(
         self,
-        make_env: Callable[[], TextEnv],
+        make_env: Callable[[], gymnasium.Env[Any, Any]],
         sampling: Sampling,
         reward: Any = None,
         on_bad_reward: OnBadReward = "error",
@@ -308,6 +329,7 @@ class EnvironmentRollout:
             "completion_ids": [t.completion_ids for t in rollouts.trajectories],
             "env_mask": [t.policy_mask for t in rollouts.trajectories],
             "logprobs": [t.logps for t in rollouts.trajectories],
+            "token_rewards": [t.rewards for t in rollouts.trajectories],
             "episode_return": rollouts.returns,
             "episode_columns": [episode.columns for episode in rollouts.episodes],
         }

@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 import envs  # noqa: F401  (registers the environments)
-from envs.core import FIRST_HELD_OUT_SEED, TextEnv
+from envs.core import FIRST_HELD_OUT_SEED
 from envs.experts import demonstrations, preference_pairs
 from rlobj import data
 from rlobj.chat_format import Message
@@ -36,7 +36,7 @@ class Task:
     """The data of one run."""
 
     train_env: gymnasium.Env[Any, Any]
-    make_eval_env: Callable[[], TextEnv]
+    make_eval_env: Callable[[], gymnasium.Env[Any, Any]]
     train_seeds: Sequence[int]
     eval_seeds: Sequence[int]
     texts: Callable[[], list[str]]

@@ -247,14 +247,14 @@ def test_columns_are_handed_over_and_one_call_scores_all():
         return [1.5 * t for t in turns]
 
     vector = TextVectorEnv(lambda: CustomerServiceEnv(reward=reward, misunderstanding=0.0), 3)
-    vector.reset([1, 2, 3])
-    assert vector.step({0: "goodbye", 1: "goodbye"})[0].terminated
-    vector.step({2: "hm"})
+    vector.reset(seed=[1, 2, 3])
+    assert vector.act({0: "goodbye", 1: "goodbye"})[0].terminated
+    vector.act({2: "hm"})
     vector.truncate(2)
     assert vector.final_rewards() == [1.5, 1.5, 1.5]
     assert calls == [(3, [1, 1, 1])]
     with pytest.raises(ResetNeeded) as error:
-        vector.step({1: "again"})
+        vector.act({1: "again"})
     assert "environment 1 of 3" in error.value.__notes__[0]
 
 
