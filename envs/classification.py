@@ -112,10 +112,12 @@ class ClassificationEnv(ChoiceEnv):
         return columns
 
     def own_reward(self) -> float:
-<<<<<<< HEAD
         if self.handover is not None and self._chosen == HANDOVER:
             return float(self.handover)
         return self.costs[self.labels[self._index]][self._chosen]
+
+
+make_vec = vector_entry_point(ClassificationEnv)
 
 
 def cost_matrix(
@@ -184,9 +186,3 @@ def _not_a_label(where: str, given: Any, label_names: Sequence[str]) -> str:
 def _check_number(where: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{where} is {value!r}: expected a finite number")
-=======
-        return float(self._chosen == self.labels[self._index])
-
-
-make_vec = vector_entry_point(ClassificationEnv)
->>>>>>> 4bc095a (Vector environment with Gymnasium's API; rewards at the turns that earned them; wrappers kept in rollouts)
