@@ -1,19 +1,28 @@
-"""A scripted customer-service agent of adjustable skill: demonstrations, and preference pairs from its dialogues."""
+"""Demonstrations by scripted agents, and preference pairs: customer service has one of adjustable skill here; another
+environment may offer its own by a method `expert(rng)`, whose `act(env, customer_says)` gives the agent's next words.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 
-from envs.core import FIRST_HELD_OUT_SEED, Message
+from envs.core import FIRST_HELD_OUT_SEED, Message, TextEnv
 from envs.customer_service import CustomerServiceEnv
 from envs.domain import fill
 
 MIXED_SKILL = (0.4, 1.0)
 """Skill of demonstrations is drawn uniformly from here: agents differ, and few are perfect."""
+
+
+class Agent(Protocol):
+    """A scripted agent in the middle of one dialogue."""
+
+    def act(self, env: Any, customer_says: str) -> str:
+        """The agent's next words."""
 
 
 class Expert:
@@ -81,7 +90,7 @@ class Expert:
         return self._pick(env, "bye")
 
 
-def _dialogue(env: CustomerServiceEnv, expert: Expert, seed: int) -> list[Message]:
+def _dialogue(env: TextEnv, expert: Agent, seed: int) -> list[Message]:
     env.reset(seed=seed)
     messages = list(env._messages)
     while True:
@@ -99,13 +108,13 @@ def demonstrations(
     """Dialogues of experts with customers of training seeds.
 
     Args:
-        skill: of every expert; None draws each one's from MIXED_SKILL.
+        skill: of every expert; None draws each one's from MIXED_SKILL. An environment's own expert has none.
 
     Returns:
         n rows with `messages`, `success`, `seed`; the same for the same arguments.
     """
     return [
-        {"messages": messages, "success": env.customer.success, "seed": episode}
+        {"messages": messages, "success": env.episode.columns["success"], "seed": episode}
         for env, messages, episode in _dialogues(make_env, n, skill, random.Random(f"demonstrations {seed}"))
     ]
 
@@ -118,14 +127,21 @@ def preference_pairs(make_env: Callable[[], gymnasium.Env[Any, Any]], n: int, se
 
     Returns:
         n rows with `chosen` and `rejected`, both whole dialogues.
+
+    Raises:
+        ValueError: the environment is not customer service.
     """
+    made = make_env().unwrapped
+    if not isinstance(made, CustomerServiceEnv):
+        raise ValueError(f"make_env makes {made!r}, whose expert always acts alike: its dialogues make no pairs")
     rng = random.Random(f"preferences {seed}")
     pairs: list[dict[str, Any]] = []
     while len(pairs) < n:
         episode = rng.randrange(FIRST_HELD_OUT_SEED)
         ranked = []
         for env, messages, _ in _dialogues(make_env, 2, None, rng, episode):
-            ranked.append(((env.customer.success, env.customer.matched, -env.episode.columns["turns"]), messages))
+            columns = env.episode.columns
+            ranked.append(((columns["success"], columns["matched"], -columns["turns"]), messages))
         (rank_a, a), (rank_b, b) = ranked
         if rank_a != rank_b:
             pairs.append({"chosen": a, "rejected": b} if rank_a > rank_b else {"chosen": b, "rejected": a})
@@ -138,11 +154,20 @@ def _dialogues(
     skill: float | None,
     rng: random.Random,
     episode: int | None = None,
-) -> Iterator[tuple[CustomerServiceEnv, list[Message], int]]:
+) -> Iterator[tuple[TextEnv, list[Message], int]]:
     env = make_env().unwrapped
-    if not isinstance(env, CustomerServiceEnv):
-        raise TypeError(f"make_env makes {env!r}: this expert serves customers of CustomerServiceEnv alone")
+    if not isinstance(env, TextEnv) or not has_expert(type(env)):
+        raise TypeError(f"make_env makes {env!r}: expected CustomerServiceEnv, or an environment with a method expert")
     for _ in range(n):
         chosen = rng.randrange(FIRST_HELD_OUT_SEED) if episode is None else episode
-        expert = Expert(rng.uniform(*MIXED_SKILL) if skill is None else skill, random.Random(rng.getrandbits(64)))
-        yield env, _dialogue(env, expert, chosen), chosen
+        agent: Agent
+        if isinstance(env, CustomerServiceEnv):
+            agent = Expert(rng.uniform(*MIXED_SKILL) if skill is None else skill, random.Random(rng.getrandbits(64)))
+        else:
+            agent = env.expert(random.Random(rng.getrandbits(64)))  # type: ignore[attr-defined]
+        yield env, _dialogue(env, agent, chosen), chosen
+
+
+def has_expert(environment: type) -> bool:
+    """Whether `demonstrations` can be made in an environment of this class."""
+    return issubclass(environment, CustomerServiceEnv) or hasattr(environment, "expert")

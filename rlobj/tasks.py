@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 import envs  # noqa: F401  (registers the environments)
 from envs.core import FIRST_HELD_OUT_SEED
-from envs.experts import demonstrations, preference_pairs
+from envs.experts import demonstrations, has_expert, preference_pairs
 from rlobj import data
 from rlobj.chat_format import Message
 from rlobj.config import RunConfig
@@ -60,7 +60,7 @@ def make_task(config: RunConfig) -> Task:
         return _labelled_texts(config)
     if config.data.train is not None:
         return _corpus(config)
-    if config.env.id == "rlobj/CustomerService-v0":
+    if has_expert(type(_make_env(config).unwrapped)):
         return _expert(config)
     raise ValueError(
         f"env.id is {config.env.id!r}, which has no expert of its own: give labelled dialogues with "
