@@ -41,8 +41,8 @@ class ClassificationEnv(ChoiceEnv):
     | action | `Discrete`: a label's index in `label_names`; with `handover`, the last one asks a human |
     | observation | one user message, the text |
     | reward | 1 for the right label, 0 for another, unless `costs`, `handover` or a reward function say otherwise |
-    | columns | `label` (the right one's name), `success` (the right label was chosen; handing over is none), |
-    | | `handed_over`, and with `critical`, `missed` (None where the label is another) |
+    | columns | `label` (the right one's name), `success` (it was chosen; handing over is no success), |
+    | | with `handover`: `handed_over`; with `critical`: `missed` (None where the label is another) |
     | seed | seed i is text i, modulo their number |
 
     Args:
@@ -52,8 +52,8 @@ class ClassificationEnv(ChoiceEnv):
         costs: right label -> chosen label -> reward, so a cost is a negative number; or the path of a JSON file of
             that, or of a CSV matrix (first column: right label; header: chosen labels). Pairs left out are worth 1
             where the label is right, 0 where it is not.
-        handover: the reward for asking a human, its price; None has no such action. A reward function that is given
-            replaces it, and sees the column `handed_over`.
+        handover: the reward for asking a human, its price; None has no such action. It is paid for the turn, so a
+            reward function, which is asked for the whole episode, comes on top: it sees the column `handed_over`.
         critical: the label that must not be missed, for the column `missed`: another label was chosen.
     """
 
@@ -101,20 +101,20 @@ class ClassificationEnv(ChoiceEnv):
 
     def _reply(self, action: Any) -> tuple[Message, StepResult]:
         self._chosen = self.action_names[int(action)]
-        return {"role": "assistant", "content": self._chosen}, StepResult([], True, False, {})
+        paid = self.handover if self.handover is not None and self._chosen == HANDOVER else 0.0
+        return {"role": "assistant", "content": self._chosen}, StepResult([], True, False, {}, float(paid))
 
     def _columns(self) -> dict[str, Any]:
         label = self.labels[self._index]
-        handed_over = self.handover is not None and self._chosen == HANDOVER
-        columns = {"label": label, "success": self._chosen == label, "handed_over": handed_over}
+        columns: dict[str, Any] = {"label": label, "success": self._chosen == label}
+        if self.handover is not None:
+            columns["handed_over"] = self._chosen == HANDOVER
         if self.critical is not None:
             columns["missed"] = self._chosen not in (label, HANDOVER) if label == self.critical else None
         return columns
 
     def own_reward(self) -> float:
-        if self.handover is not None and self._chosen == HANDOVER:
-            return float(self.handover)
-        return self.costs[self.labels[self._index]][self._chosen]
+        return self.costs[self.labels[self._index]].get(self._chosen, 0.0)  # handing over is paid when it is done
 
 
 make_vec = vector_entry_point(ClassificationEnv)

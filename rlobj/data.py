@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from envs.datasets import shipped
 from rlobj.chat_format import Message
 from rlobj.spelling import did_you_mean
 
@@ -36,10 +37,11 @@ class Dialogues(NamedTuple):
 
 
 def load_rows(source: str, limit: int | None = None) -> list[Row]:
-    """The first `limit` rows of a file (JSON lines, JSON, CSV, TSV, Parquet; `.gz` too) or of a data set on the Hub.
+    """The first `limit` rows of a file (JSON lines, JSON, CSV, TSV, Parquet; `.gz` too), of a shipped data set, or of
+    one on the Hub.
 
     Args:
-        source: a path; or the id of a data set, with ":split" if it is not the split "train".
+        source: a path; a name in `envs.datasets`; or the id of a data set, with ":split" if that is not "train".
 
     Raises:
         ValueError: no such file, nothing in it, or a line that cannot be read, with its number.
@@ -49,6 +51,8 @@ def load_rows(source: str, limit: int | None = None) -> list[Row]:
     path = Path(source)
     if path.is_file():
         rows = list(islice(_file_rows(path), limit))
+    elif source in shipped():
+        rows = list(islice(_file_rows(shipped()[source]), limit))
     elif path.suffix.lower() in FILE_SUFFIXES:
         raise ValueError(f"data file {source!r} does not exist")
     elif path.is_dir():
@@ -179,29 +183,57 @@ def _hub_rows(source: str, limit: int | None) -> list[Row]:
 
 
 def labelled(source: str, text_column: str, label_column: str, limit: int | None = None) -> tuple[list[str], list[str]]:
-    """Texts and the names of their labels.
+    """Texts and the names of their labels; see `labelled_rows`."""
+    return flat(labelled_rows(source, text_column, label_column, limit))
+
+
+def flat(rows: Iterable[Sequence[tuple[str, str]]]) -> tuple[list[str], list[str]]:
+    """Texts and labels of rows that may hold several each."""
+    pairs = [pair for row in rows for pair in row]
+    return [text for text, _ in pairs], [label for _, label in pairs]
+
+
+def labelled_rows(
+    source: str, text_column: str, label_column: str, limit: int | None = None
+) -> list[list[tuple[str, str]]]:
+    """The (text, label) pairs of each row: one; or where the label is a mapping {part of the text: label}, one for each
+    part, which is put in brackets where it stands in the text, or before it.
+
+    `{"text": "Acme falls, Zeta holds", "label": {"Acme": "negative", "Zeta": "neutral"}}` is `[Acme] falls, Zeta holds`
+    with the label negative and `Acme falls, [Zeta] holds` with the label neutral.
 
     Raises:
         ValueError: a column is missing, a text is empty, a label is missing, or all labels are the same.
     """
-    texts, labels = [], []
+    rows = []
     for number, row in enumerate(load_rows(source, limit)):
-        text = _column(row, text_column, "text_column", f"row {number} of {source!r}")
-        label = _column(row, label_column, "label_column", f"row {number} of {source!r}")
+        where = f"row {number} of {source!r}"
+        text = _column(row, text_column, "text_column", where)
+        label = _column(row, label_column, "label_column", where)
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"row {number} of {source!r}: {text_column} is {text!r}: expected a text that is not empty"
-            )
-        if label is None or isinstance(label, dict | list | float) or not str(label).strip():
-            raise ValueError(f"row {number} of {source!r}: {label_column} is {label!r}: expected a label's name")
-        texts.append(text)
-        labels.append(str(label).strip())
+            raise ValueError(f"{where}: {text_column} is {text!r}: expected a text that is not empty")
+        if isinstance(label, dict) and label:
+            given = {part: each for part, each in label.items() if each is not None}  # Parquet fills up with nulls
+            rows.append([(_marked(text, part), _label(each, label_column, where)) for part, each in given.items()])
+        else:
+            rows.append([(text, _label(label, label_column, where))])
+    labels = flat(rows)[1]
     if len(set(labels)) < 2:
-        cut = f"; data.limit is {limit}: raise it, or shuffle a file that is sorted" if len(labels) == limit else ""
+        cut = f"; data.limit is {limit}: raise it, or shuffle a file that is sorted" if len(rows) == limit else ""
         raise ValueError(
             f"all {len(labels)} rows of {source!r} have the label {labels[0]!r}: expected at least two{cut}"
         )
-    return texts, labels
+    return rows
+
+
+def _marked(text: str, part: str) -> str:
+    return text.replace(part, f"[{part}]", 1) if part in text else f"[{part}] {text}"
+
+
+def _label(label: Any, label_column: str, where: str) -> str:
+    if label is None or isinstance(label, dict | list | float) or not str(label).strip():
+        raise ValueError(f"{where}: {label_column} is {label!r}: expected a label's name")
+    return str(label).strip()
 
 
 def _column(row: Row, column: str, key: str, where: str) -> Any:

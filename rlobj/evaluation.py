@@ -26,12 +26,17 @@ Interval = tuple[float, float, float]
 """A mean and the ends of its 95% interval."""
 
 
+SHARES = ("success", "accuracy", "handed_over", "missed")
+"""Metrics whose value in an episode is 0 or 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """What a policy did on the evaluation episodes."""
 
     metrics: dict[str, Interval]
-    """success, accuracy, return, turns, ell and kl, as far as the environment and the data give them."""
+    """success, accuracy, greedy_return, handed_over, missed, return, turns, ell and kl, as far as environment and
+    data give them."""
     per_episode: dict[str, list[float]]
     """The values behind the intervals, in the order of the episodes (ell: of the held-out rows)."""
     episodes: list[Episode]
@@ -77,12 +82,25 @@ def evaluate(
         if is_one_token_policy(policy):  # what a classifier is usually judged by: its most probable label
             most_probable = replace(sampling, top_k=1)
             for _, rollouts in _play_all(policy, tokenizer, make_env, reward, most_probable, seeds, batch_size):
-                values.setdefault("accuracy", []).extend(float(e.columns["success"]) for e in rollouts.episodes)
+                _judge_choices(rollouts, values)
     values["kl"] = kl
     values["ell"] = supervised_losses(policy, rows) if rows else []
     per_episode = {name: value for name, value in values.items() if value}
     metrics = {name: _interval(name, value) for name, value in per_episode.items()}
     return Evaluation(metrics, per_episode, episodes)
+
+
+def _judge_choices(rollouts: Rollouts, values: dict[str, list[float]]) -> None:
+    """Add what the most probable choices led to: accuracy over the episodes that were not handed over, the return,
+    and the shares of episodes handed over and of critical ones missed, where the environment has such."""
+    values.setdefault("greedy_return", []).extend(rollouts.returns)
+    for episode in rollouts.episodes:
+        columns = episode.columns
+        if not columns.get("handed_over"):
+            values.setdefault("accuracy", []).append(float(columns["success"]))
+        for name in ("handed_over", "missed"):
+            if columns.get(name) is not None:
+                values.setdefault(name, []).append(float(columns[name]))
 
 
 def _play_all(
@@ -101,10 +119,7 @@ def _play_all(
 
 
 def _interval(name: str, values: list[float]) -> Interval:
-    if name in (
-        "success",
-        "accuracy",
-    ):  # 0 or 1 each: Wilson's interval holds at the edges, where a bootstrap has no width
+    if name in SHARES:  # 0 or 1 each: Wilson's interval holds at the edges, where a bootstrap has no width
         low, high = wilson(int(sum(values)), len(values))
         return (sum(values) / len(values), low, high)
     return bootstrap_mean([v for v in values if not math.isnan(v)])

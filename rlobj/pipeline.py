@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
 
 import rlobj.report as report
+from envs.datasets import shipped
 from reward_models.functions import load_reward
 from reward_models.trained import TrainedReward
 from reward_models.training import train_reward_model
@@ -101,10 +102,9 @@ class _Run:
         if self.main:
             say("")
             say(report.text_table(evaluation["table"]))
-            say(
-                f"\nreport    {path}\npolicies  {self.directory / 'policies'}\n"
-                f"talk to one with: rlobj chat {self.directory}"
-            )
+            say(f"\nreport    {path}\npolicies  {self.directory / 'policies'}")
+            if self.task.label_names is None:
+                say(f"talk to one with: rlobj chat {self.directory}")
         return path
 
     def _stage(self, directory: Path, what: str, inputs: Any, work: Callable[[], dict[str, Any]]) -> str:
@@ -420,9 +420,12 @@ class _Run:
 
 
 def _fingerprints(config: RunConfig) -> list[str]:
-    """Digests of the local data files: a file whose content has changed is another input."""
-    files = [Path(name) for name in (config.data.train, config.data.eval, config.data.preferences) if name]
-    return [content_digest(file) for file in files if file.exists()]
+    """Digests of the files that the data and the environment's arguments name: one whose content has changed is
+    another input."""
+    given = [config.data.train, config.data.eval, config.data.preferences, *config.env.kwargs.values()]
+    names = [name for name in given if isinstance(name, str) and name]
+    files = [Path(name) if Path(name).is_file() else shipped().get(name) for name in names]
+    return [content_digest(file) for file in files if file is not None]
 
 
 def _samples(results: dict[str, Any], most: int = 4) -> list[dict[str, Any]]:

@@ -18,7 +18,10 @@ Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
 METRICS = {
     "success": ("task success", "share of episodes in which the environment says that the task was done; not the "
                 "reward model's opinion"),
-    "accuracy": ("accuracy", "share of texts whose most probable label is the right one"),
+    "accuracy": ("accuracy", "of the most probable choices, the share that is right; texts handed over do not count"),
+    "missed": ("missed", "share of texts with the critical label whose most probable label is another"),
+    "handed_over": ("handed over", "share of texts whose most probable choice is to ask a human"),
+    "greedy_return": ("greedy return", "mean reward of an episode when the most probable choice is taken"),
     "return": ("return", "mean reward of an episode: what R is the expectation of"),
     "turns": ("turns", "turns of the policy in an episode"),
     "ell": ("ℓ", "supervised loss: mean −log probability of a token (or label) of held-out labelled data, in nats"),

@@ -348,7 +348,9 @@ def episode_return(
     Numeric columns of the episodes (success, turns, …) are logged as `environment/<name>`.
     """
     if log_metric is not None:
-        for name, value in episode_columns[0].items():
-            if isinstance(value, bool | int | float):
-                log_metric(f"environment/{name}", sum(float(c[name]) for c in episode_columns) / len(episode_columns))
+        for name in episode_columns[0]:
+            # a column may say nothing (None) of some episodes, such as `missed` where there was nothing to miss
+            known = [float(c[name]) for c in episode_columns if isinstance(c.get(name), bool | int | float)]
+            if known:
+                log_metric(f"environment/{name}", sum(known) / len(known))
     return [None if math.isnan(value) else value for value in episode_return]

@@ -15,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 import envs  # noqa: F401  (registers the environments)
+from envs.choice import ChoiceEnv, Example
 from envs.core import FIRST_HELD_OUT_SEED
 from envs.experts import demonstrations, has_expert, preference_pairs
 from rlobj import data
@@ -25,6 +26,7 @@ from rlobj.supervised import SupervisedRow, dialogue_rows, label_rows
 
 Dialogue = list[Message]
 Pair = dict[str, Any]
+CLASSIFICATION = "rlobj/Classification-v0"
 HELD_OUT = 0.1
 """Share of the labelled data kept from training where no evaluation file is given."""
 MAX_HELD_OUT_ROWS = 500
@@ -56,8 +58,8 @@ def make_task(config: RunConfig) -> Task:
     Raises:
         ValueError: the environment needs data that was not given, or the data is not what it needs.
     """
-    if config.env.id == "rlobj/Classification-v0":
-        return _labelled_texts(config)
+    if config.policy.kind == "encoder":
+        return _choices(config)
     if config.data.train is not None:
         return _corpus(config)
     if has_expert(type(_make_env(config).unwrapped)):
@@ -112,61 +114,91 @@ def _dialogue_row_maker(
     return make
 
 
-def _labelled_texts(config: RunConfig) -> Task:
+def _choices(config: RunConfig) -> Task:
+    """An encoder policy's task: an environment with a choice among named actions, and labelled choices for ℓ."""
     source = config.data
-    if source.train is None:
+    if source.train is not None:
+        train_kwargs, eval_kwargs = _choice_data(config)
+    elif config.env.id != CLASSIFICATION:
+        train_kwargs, eval_kwargs = {}, {}
+    else:
         raise ValueError(
             "data.train is not set: classification needs labelled texts, for example "
             "--data.train intents.jsonl with the columns text and label"
         )
-    texts, labels = data.labelled(source.train, source.text_column, source.label_column, source.limit)
-    if source.eval is not None:
-        eval_texts, eval_labels = data.labelled(source.eval, source.text_column, source.label_column, None)
-    else:
-        train, held_out = data.split_rows(list(zip(texts, labels, strict=True)), HELD_OUT, config.seed)
-        seen = {label for _, label in train}
-        train += [row for row in held_out if row[1] not in seen]  # a label's only rows are for learning
-        held_out = [row for row in held_out if row[1] in seen]
-        if not held_out:
-            raise ValueError(f"{source.train!r} has no label with rows enough to hold some out: set data.eval")
-        (texts, labels), (eval_texts, eval_labels) = (
-            tuple(map(list, zip(*part, strict=True))) for part in (train, held_out)
-        )
-    names = sorted(set(labels))
-    unknown = sorted(set(eval_labels) - set(names))
-    if unknown:
-        raise ValueError(f"labels {unknown[:5]} of the evaluation data are not in the training data {source.train!r}")
-    index = {name: i for i, name in enumerate(names)}
-    few = list(range(len(texts)))
+    train_env, eval_env = (_make_env(config, **kwargs) for kwargs in (train_kwargs, eval_kwargs))
+    train, held_out = _choice_env(train_env), _choice_env(eval_env)
+    first_held_out = 0 if held_out.population else FIRST_HELD_OUT_SEED
+    eval_count = min(held_out.population or config.env.eval_episodes, config.env.eval_episodes)
+    examples = train.examples(range(train.population or source.demonstrations))
+    eval_rows = held_out.population or MAX_HELD_OUT_ROWS
+    eval_examples = held_out.examples(range(first_held_out, first_held_out + eval_rows))
+    few = examples
     if source.rows_per_label is not None:
-        few = data.few_per_label(labels, source.rows_per_label, config.seed)
-
-    def env_kwargs(texts: list[str], labels: list[str]) -> dict[str, Any]:
-        return {"texts": texts, "labels": labels, "label_names": names}
+        names = [train.action_names[action] for _, action in examples]
+        few = [examples[i] for i in data.few_per_label(names, source.rows_per_label, config.seed)]
 
     def rows(tokenizer: PreTrainedTokenizerBase) -> tuple[list[SupervisedRow], list[SupervisedRow]]:
         length = config.policy.max_length
-        return (
-            label_rows(tokenizer, [texts[i] for i in few], [index[labels[i]] for i in few], length),
-            label_rows(tokenizer, eval_texts, [index[x] for x in eval_labels], length),
-        )
+        return _label_rows(tokenizer, few, length), _label_rows(tokenizer, eval_examples, length)
 
     def no_pairs() -> tuple[list[Pair], list[Pair]]:
         raise ValueError("reward.kind is 'trained': labelled texts give no preference pairs; use reward.kind function")
 
+    episodes = train.population or config.env.train_episodes
     return Task(
-        train_env=_make_env(config, **env_kwargs(texts, labels)),
-        make_eval_env=factory_of(_make_env(config, **env_kwargs(eval_texts, eval_labels))),
-        train_seeds=_shuffled(_training_seeds(config, len(texts)), config.seed),
-        eval_seeds=range(min(len(eval_texts), config.env.eval_episodes)),
-        texts=lambda: texts,
+        train_env=train_env,
+        make_eval_env=factory_of(eval_env),
+        train_seeds=_shuffled(_training_seeds(config, episodes), config.seed),
+        eval_seeds=range(first_held_out, first_held_out + eval_count),
+        texts=lambda: [message["content"] for messages, _ in examples for message in messages],
         rows=rows,
         pairs=no_pairs,
-        label_names=names,
+        label_names=train.action_names,
         facts={
-            "labelled texts": f"{len(texts)} to be rewarded on, {len(few)} of them with their label for ℓ, "
-            f"{len(eval_texts)} held out, {len(names)} labels"
+            "labelled texts": f"{episodes} to be rewarded on, {len(few)} of them with their label for ℓ, "
+            f"{held_out.population or eval_count} held out, {len(train.action_names)} actions"
         },
+    )
+
+
+def _label_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], length: int) -> list[SupervisedRow]:
+    texts = ["\n".join(message["content"] for message in messages) for messages, _ in examples]
+    return label_rows(tokenizer, texts, [action for _, action in examples], length)
+
+
+def _choice_env(env: gymnasium.Env[Any, Any]) -> ChoiceEnv:
+    if not isinstance(env.unwrapped, ChoiceEnv):
+        raise ValueError(
+            f"policy.kind is 'encoder', but {env.unwrapped!r} does not give a choice among named actions: "
+            "expected an environment derived from envs.choice.ChoiceEnv; or set --policy.kind causal"
+        )
+    return env.unwrapped
+
+
+def _choice_data(config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the environment for training and for evaluation, from the rows of `config.data`."""
+    source = config.data
+    assert source.train is not None
+    columns = source.text_column, source.label_column
+    rows = data.labelled_rows(source.train, *columns, source.limit)
+    if source.eval is not None:
+        held_out = data.labelled_rows(source.eval, *columns, None)
+    else:
+        rows, held_out = data.split_rows(rows, HELD_OUT, config.seed)
+        seen = {label for row in rows for _, label in row}
+        rows += [row for row in held_out if not {label for _, label in row} <= seen]  # a label's only rows are learned
+        held_out = [row for row in held_out if {label for _, label in row} <= seen]
+        if not held_out:
+            raise ValueError(f"{source.train!r} has no label with rows enough to hold some out: set data.eval")
+    (texts, labels), (eval_texts, eval_labels) = data.flat(rows), data.flat(held_out)
+    names = sorted(set(labels))
+    unknown = sorted(set(eval_labels) - set(names))
+    if unknown:
+        raise ValueError(f"labels {unknown[:5]} of the evaluation data are not in the training data {source.train!r}")
+    return (
+        {"texts": texts, "labels": labels, "label_names": names},
+        {"texts": eval_texts, "labels": eval_labels, "label_names": names},
     )
 
 

@@ -75,7 +75,7 @@ def _check_numbers(config: RunConfig) -> None:
     for name in ("limit", "rows_per_label"):
         if (rows := getattr(config.data, name)) is not None:
             _at_least(f"data.{name}", rows, 0, above=True)
-    if config.data.rows_per_label is not None and config.env.id != CLASSIFICATION:
+    if config.data.rows_per_label is not None and config.policy.kind != "encoder":
         raise ValueError(f"data.rows_per_label is {config.data.rows_per_label}: {config.env.id} has no labels to count")
 
 

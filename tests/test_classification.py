@@ -8,10 +8,20 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
+from test_pipeline import small_run
 
-import envs  # noqa: F401
 from envs.classification import HANDOVER, ClassificationEnv, cost_matrix
+from envs.datasets import shipped
+from envs.vector import TextVectorEnv
+from rlobj import data
+from rlobj.encoder_policy import as_one_token_policy
+from rlobj.evaluation import evaluate
+from rlobj.pipeline import _fingerprints, load_summary
+from rlobj.policies import make_encoder, make_tokenizer
+from rlobj.recipes import load_recipe
+from rlobj.rollout import Sampling, encode_text, play
 
 TEXTS = ["shares crash", "shares soar", "shares trade"]
 LABELS = ["bad", "good", "flat"]
@@ -81,7 +91,7 @@ def test_handing_over_is_an_action_with_a_price():
 
 def test_missing_the_critical_label_is_a_column():
     env = ClassificationEnv(TEXTS, LABELS, critical="bad")
-    missed = []
+    missed: list[bool | None] = []
     for seed, action in ((0, "bad"), (0, "good"), (1, "bad"), (1, "good")):
         env.reset(seed=seed)
         missed.append(env.step(env.action_names.index(action))[4]["missed"])
@@ -118,6 +128,42 @@ def test_the_label_is_nowhere_before_the_choice():
     assert info["label"] == "flat", "after the choice it is told"
 
 
+def encoder(action: int, actions: int):
+    """An encoder that always takes one action."""
+    tokenizer = make_tokenizer(TEXTS, 300, 32)
+    names = [str(i) for i in range(actions)]
+    model = make_encoder(tokenizer, names, hidden_size=8, layers=1, heads=2, max_length=32, seed=0)
+    with torch.no_grad():
+        model.classifier.bias[action] = 1e4
+    return as_one_token_policy(model), tokenizer
+
+
+def test_the_policy_reads_the_text_alone():
+    policy, tokenizer = encoder(0, 4)
+    vector = TextVectorEnv(lambda: ClassificationEnv(TEXTS, LABELS, costs=COSTS, handover=-0.3), 3)
+    trajectories = play(policy, tokenizer, vector, [0, 1, 2], Sampling()).trajectories
+    assert [t.prompt_ids for t in trajectories] == [
+        encode_text(tokenizer, [{"role": "user", "content": text}], 32) for text in TEXTS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        (0, {"accuracy": 1 / 3, "handed_over": 0, "missed": 0, "greedy_return": (1 + 0 + 0) / 3, "success": 1 / 3}),
+        (2, {"accuracy": 1 / 3, "handed_over": 0, "missed": 1, "greedy_return": (-5 + 2 + 0) / 3, "success": 1 / 3}),
+        (3, {"handed_over": 1, "missed": 0, "greedy_return": -0.3, "success": 0}),
+    ],
+)
+def test_evaluation_with_handing_over(action: int, expected: dict[str, float]):
+    def make_env() -> ClassificationEnv:
+        return ClassificationEnv(TEXTS, LABELS, costs=COSTS, handover=-0.3, critical="bad")
+
+    metrics = evaluate(*encoder(action, 4), make_env, None, Sampling(), range(3), [], None).metrics
+    assert {name: metrics[name][0] for name in expected} == pytest.approx(expected)
+    assert ("accuracy" in metrics) == (action != 3), "no accuracy where nothing was decided"
+
+
 def test_gymnasiums_checker_passes_without_warnings():
     env = gymnasium.make(
         "rlobj/Classification-v0", handover=0.5, costs={"praise": {"complaint": -1}}, critical="praise"
@@ -125,3 +171,53 @@ def test_gymnasiums_checker_passes_without_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(env.unwrapped)
+
+
+# Data and recipes -----------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_data_sets_are_varied():
+    for name, labels in (("financial-headlines", 3), ("customer-intents", 12)):
+        rows = data.load_rows(name)
+        assert len({row["text"] for row in rows}) == len(rows) > 500
+        counts = [sum(row["label"] == label for row in rows) for label in {row["label"] for row in rows}]
+        assert len(counts) == labels
+        assert min(counts) == max(counts)
+        assert name in shipped()
+
+
+def test_a_label_for_each_part_of_a_text(tmp_path: Path):
+    rows = [
+        {"text": "Acme falls, Zeta holds", "by": {"Acme": "bad", "Zeta": "flat"}},
+        {"text": "Zeta and Zeta", "by": {"Zeta": "flat", "Acme": None, "Market": "good"}},
+    ]
+    (tmp_path / "headlines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert data.labelled_rows(str(tmp_path / "headlines.jsonl"), "text", "by") == [
+        [("[Acme] falls, Zeta holds", "bad"), ("Acme falls, [Zeta] holds", "flat")],
+        [("[Zeta] and Zeta", "flat"), ("[Market] Zeta and Zeta", "good")],
+    ]
+
+
+def test_financial_sentiment_small(tmp_path: Path):
+    report = small_run("financial-sentiment", tmp_path, env__kwargs__handover=0.1, env__eval_episodes=200)
+    row = load_summary(report.parent)[1]
+    assert {"accuracy", "missed", "handed_over", "greedy_return"} <= row.keys()
+    config = json.loads((report.parent / "policies" / "lambda=0" / "config.json").read_text())
+    assert list(config["id2label"].values()) == ["negative", "neutral", "positive", HANDOVER]
+    assert "60 of them with their label" in report.read_text(encoding="utf-8")
+
+
+def test_other_costs_are_another_input(tmp_path: Path):
+    costs = tmp_path / "costs.json"
+    keys = []
+    for text in ("{}", '{"praise": {"damaged_item": -1}}', "{}"):
+        costs.write_text(text)
+        keys.append(_fingerprints(load_recipe("customer-intents", [f"--env.kwargs.costs={costs}"])))
+    assert keys[0] == keys[2] != keys[1]
+    assert len(keys[0]) == 2, "the shipped data set and the costs"
+
+
+def test_costs_of_labels_that_the_data_lacks_stop_the_run_at_once(tmp_path: Path):
+    with pytest.raises(ValueError, match="critical names 'negative', which is not a label"):
+        small_run("financial-sentiment", tmp_path, data__train="customer-intents")
+    assert not list(tmp_path.iterdir())

@@ -15,7 +15,9 @@ RECIPES = sorted(recipes())
 
 
 def test_the_recipes_that_the_readme_names_are_shipped() -> None:
-    assert RECIPES == ["banking-intents", "corpus-dialogue", "customer-service"]
+    assert RECIPES == [
+        "banking-intents", "corpus-dialogue", "customer-intents", "customer-service", "financial-sentiment",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECIPES)
