@@ -6,9 +6,11 @@ Legend: B conversations in a batch, T tokens.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
@@ -141,6 +143,26 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+_CONTROL_TOKENS: WeakKeyDictionary[PreTrainedTokenizerBase, re.Pattern[str]] = WeakKeyDictionary()
+
+
+def as_plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` as the tokenizer reads it without finding a control token in it.
+
+    What people (and policies) write may look like "<|end|>" or "[SEP]"; a space behind its first character keeps it
+    from ending a message or speaking for somebody else. Half a character (a lone surrogate), which no tokenizer takes,
+    becomes U+FFFD.
+    """
+    pattern = _CONTROL_TOKENS.get(tokenizer)
+    if pattern is None:
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        words = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
+        pattern = _CONTROL_TOKENS[tokenizer] = re.compile("|".join(map(re.escape, words)) or "(?!)")
+    if not text.isascii():
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return pattern.sub(lambda found: f"{found.group()[0]} {found.group()[1:]}", text)
+
+
 def encode_conversation(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | Conversation,
@@ -158,7 +180,10 @@ def encode_conversation(
     if isinstance(prompt, str):
         text = prompt + str(completion)
     else:
-        messages = [{"role": m["role"], "content": m["content"]} for m in (*prompt, *completion)]  # type: ignore[index]
+        messages = [
+            {"role": m["role"], "content": as_plain_text(tokenizer, m["content"])}  # type: ignore[index]
+            for m in (*prompt, *completion)
+        ]
         text = tokenizer.apply_chat_template(messages, tokenize=False)
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:

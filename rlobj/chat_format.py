@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from reward_models.trained import as_plain_text
+
 Message = dict[str, str]
 
 IGNORED_LABEL = -100
@@ -70,17 +72,17 @@ class ChatFormat:
         self._continuations: dict[str, list[int]] = {}
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> list[int]:
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=generation_prompt
-        )
+        plain = [{"role": m["role"], "content": as_plain_text(self.tokenizer, m["content"])} for m in messages]
+        text = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation_prompt)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the opening messages, up to where the assistant begins to write."""
-        return self._render([{"role": m["role"], "content": m["content"]} for m in messages], generation_prompt=True)
+        return self._render(messages, generation_prompt=True)
 
     def reply_ids(self, text: str) -> list[int]:
         """Ids of an assistant reply that somebody else wrote, with its end token."""
+        text = as_plain_text(self.tokenizer, text)
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_id]
 
     def continuation_ids(self, messages: Sequence[Message]) -> list[int]:

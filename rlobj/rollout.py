@@ -23,6 +23,7 @@ from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, T
 
 from envs.core import Episode, OnBadReward, TextEnv
 from envs.vector import TextVectorEnv
+from reward_models.trained import as_plain_text
 from rlobj.chat_format import ChatFormat, Message
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 
@@ -180,7 +181,7 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) ->
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int) -> list[int]:
     """Ids of an observation for an encoder: the messages' texts, one line each, with the encoder's special tokens."""
-    text = "\n".join(message["content"] for message in messages)
+    text = as_plain_text(tokenizer, "\n".join(message["content"] for message in messages))
     ids: list[int] = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
     return ids
 
