@@ -118,12 +118,19 @@ def factory_of(env: gymnasium.Env[Any, Any]) -> Callable[[], gymnasium.Env[Any, 
     """A function that makes more environments like `env`, with its time limit and its wrappers.
 
     Raises:
-        TypeError: `env` was not made by `gymnasium.make`, or is no text environment.
+        TypeError: `env` was not made by `gymnasium.make`, is no text environment, or has a wrapper that cannot be made
+            again.
     """
     if env.spec is None or not isinstance(env.unwrapped, TextEnv):
         raise TypeError(f"env is {env!r}: expected a rlobj text environment made by gymnasium.make (envs.TextEnv)")
     spec = env.spec
-    creator = load_env_creator(spec.entry_point)  # type: ignore[arg-type]
+    creator: Any = spec.entry_point if callable(spec.entry_point) else load_env_creator(spec.entry_point or "")
+    for each in spec.additional_wrappers:
+        if each.kwargs is None:
+            raise TypeError(
+                f"env is {env!r}: its wrapper {each.name} does not say how it was made; let it inherit from "
+                "gymnasium.utils.RecordConstructorArgs too"
+            )
     wrappers = [(load_env_creator(each.entry_point), each.kwargs or {}) for each in spec.additional_wrappers]
 
     def make_env() -> gymnasium.Env[Any, Any]:
