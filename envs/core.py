@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
+from unicodedata import category
 
 import gymnasium
 import numpy as np
@@ -187,7 +188,9 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
 
 
 def _line(message: Message) -> str:
-    return f"{message['role']:>9}: {message['content']}"
+    """A message for a person's eyes: what would move the cursor, or no terminal can print, becomes U+FFFD."""
+    shown = "".join("\ufffd" if category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in message["content"])
+    return f"{message['role']:>9}: {shown}"
 
 
 # Rewards --------------------------------------------------------------------------------------------------------------
