@@ -1,7 +1,7 @@
 """Gymnasium text environments: what a language policy can be rewarded in. They need neither torch nor rlobj.
 
-Importing this package registers `rlobj/CustomerService-v0`, `rlobj/Classification-v0`, `rlobj/Dialogue-v0` and
-`rlobj/MovieBooking-v0`.
+Importing this package registers `rlobj/CustomerService-v0`, `rlobj/Classification-v0`, `rlobj/Recommendation-v0`,
+`rlobj/Dialogue-v0` and `rlobj/MovieBooking-v0`.
 """
 
 from gymnasium.envs.registration import register
@@ -29,5 +29,6 @@ def _register(name: str, entry_point: str) -> None:
 # By name, so that a registered spec can be written as JSON, and nothing is read until an environment is made.
 _register("CustomerService", "envs.customer_service:CustomerServiceEnv")
 _register("Classification", "envs.classification:ClassificationEnv")
+_register("Recommendation", "envs.recommendation:RecommendationEnv")
 _register("Dialogue", "envs.dialogue:DialogueEnv")
 _register("MovieBooking", "envs.movie_booking:MovieBookingEnv")

@@ -92,12 +92,13 @@ def evaluate(
 
 def _judge_choices(rollouts: Rollouts, values: dict[str, list[float]]) -> None:
     """Add what the most probable choices led to: accuracy over the episodes that were not handed over, the return,
-    and the shares of episodes handed over and of critical ones missed, where the environment has such."""
+    and the shares of episodes handed over and of critical ones missed, where the environment has such. Where success is
+    left to chance, as a click is, the right choice is the `best` one."""
     values.setdefault("greedy_return", []).extend(rollouts.returns)
     for episode in rollouts.episodes:
         columns = episode.columns
         if not columns.get("handed_over"):
-            values.setdefault("accuracy", []).append(float(columns["success"]))
+            values.setdefault("accuracy", []).append(float(columns.get("best", columns["success"])))
         for name in ("handed_over", "missed"):
             if columns.get(name) is not None:
                 values.setdefault(name, []).append(float(columns[name]))

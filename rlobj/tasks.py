@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 import envs  # noqa: F401  (registers the environments)
 from envs.choice import ChoiceEnv, Example
+from envs.clicks import ClickModel
 from envs.core import FIRST_HELD_OUT_SEED
 from envs.experts import demonstrations, has_expert, preference_pairs
 from rlobj import data
@@ -26,7 +27,7 @@ from rlobj.supervised import SupervisedRow, dialogue_rows, label_rows
 
 Dialogue = list[Message]
 Pair = dict[str, Any]
-CLASSIFICATION = "rlobj/Classification-v0"
+CLASSIFICATION, RECOMMENDATION = "rlobj/Classification-v0", "rlobj/Recommendation-v0"
 HELD_OUT = 0.1
 """Share of the labelled data kept from training where no evaluation file is given."""
 MAX_HELD_OUT_ROWS = 500
@@ -128,6 +129,11 @@ def _choices(config: RunConfig) -> Task:
         )
     train_env, eval_env = (_make_env(config, **kwargs) for kwargs in (train_kwargs, eval_kwargs))
     train, held_out = _choice_env(train_env), _choice_env(eval_env)
+    if train.action_names != held_out.action_names:
+        raise ValueError(
+            f"the evaluation data {source.eval!r} have {len(held_out.action_names)} choices, the training data "
+            f"{len(train.action_names)}: expected the same"
+        )
     first_held_out = 0 if held_out.population else FIRST_HELD_OUT_SEED
     eval_count = min(held_out.population or config.env.eval_episodes, config.env.eval_episodes)
     examples = train.examples(range(train.population or source.demonstrations))
@@ -180,6 +186,8 @@ def _choice_data(config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of the environment for training and for evaluation, from the rows of `config.data`."""
     source = config.data
     assert source.train is not None
+    if config.env.id == RECOMMENDATION:
+        return _recommendation_data(config)
     columns = source.text_column, source.label_column
     rows = data.labelled_rows(source.train, *columns, source.limit)
     if source.eval is not None:
@@ -200,6 +208,18 @@ def _choice_data(config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         {"texts": texts, "labels": labels, "label_names": names},
         {"texts": eval_texts, "labels": eval_labels, "label_names": names},
     )
+
+
+def _recommendation_data(config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    source = config.data
+    assert source.train is not None
+    rows = data.load_rows(source.train, source.limit)
+    held_out = data.load_rows(source.eval) if source.eval is not None else None
+    if held_out is None:
+        rows, held_out = data.split_rows(rows, HELD_OUT, config.seed)
+    # the same users click in training and in evaluation: those that the training log tells of
+    users = config.env.kwargs.get("click_model") or ClickModel.fit(rows)
+    return {"impressions": rows, "click_model": users}, {"impressions": held_out, "click_model": users}
 
 
 def _shuffled(seeds: list[int], seed: int) -> list[int]:

@@ -137,14 +137,27 @@ def _check_environment(env_id: str) -> None:
         )
 
 
-def _check_environment_kwargs(env_id: str, kwargs: dict[str, Any]) -> None:
-    """Refuse names that a text environment does not take; the values are its own affair."""
+def _class_of(env_id: str) -> Any:
+    """What makes environments of this id: a class, as a rule."""
     import gymnasium
 
+    entry_point = gymnasium.spec(env_id).entry_point
+    return pkgutil.resolve_name(entry_point) if isinstance(entry_point, str) else entry_point
+
+
+def _is_choice(env_id: str) -> bool:
+    """Whether the action is one of several named ones."""
+    from envs.choice import ChoiceEnv
+
+    made = _class_of(env_id)
+    return isinstance(made, type) and issubclass(made, ChoiceEnv)
+
+
+def _check_environment_kwargs(env_id: str, kwargs: dict[str, Any]) -> None:
+    """Refuse names that a text environment does not take; the values are its own affair."""
     from envs import TextEnv
 
-    entry_point = gymnasium.spec(env_id).entry_point
-    made = pkgutil.resolve_name(entry_point) if isinstance(entry_point, str) else entry_point
+    made = _class_of(env_id)
     if not (isinstance(made, type) and issubclass(made, TextEnv)):
         return
     lineage = [each for each in made.__mro__ if issubclass(each, TextEnv) and "__init__" in vars(each)]
@@ -161,7 +174,7 @@ def _check_policy(config: RunConfig) -> None:
     policy, env_id = config.policy, config.env.id
     _check_size(policy)
     if policy.kind == "causal":
-        if env_id == CLASSIFICATION:
+        if _is_choice(env_id):
             raise ValueError(f"policy.kind is 'causal', but {env_id} takes labels: set --policy.kind encoder")
         if config.training.max_reply_tokens >= policy.max_length and policy.model is None:
             raise ValueError(
@@ -169,13 +182,13 @@ def _check_policy(config: RunConfig) -> None:
                 f"policy.max_length, {policy.max_length}"
             )
         return
-    if env_id in (CUSTOMER_SERVICE, DIALOGUE):
+    if not _is_choice(env_id):
         raise ValueError(f"policy.kind is 'encoder', but {env_id} takes replies: set --policy.kind causal")
     if config.training.beta > 0:
         raise ValueError(
             f"training.beta is {config.training.beta}: an encoder policy has no reference model; set it to 0"
         )
-    if config.data.train is None:
+    if config.data.train is None and env_id == CLASSIFICATION:
         raise ValueError(
             "data.train is null: an encoder policy learns from labelled texts; give them with "
             "--data.train PATH (JSON lines, CSV, or a data set id)"
@@ -225,7 +238,7 @@ def _check_reward_function(function: str | None) -> None:
 
 def _check_supervision(config: RunConfig) -> None:
     env_id = config.env.id
-    if config.data.train is not None or env_id == CUSTOMER_SERVICE:
+    if config.data.train is not None or env_id == CUSTOMER_SERVICE or _is_choice(env_id):
         return
     if env_id == DIALOGUE and not config.env.kwargs.get("prompts"):
         raise ValueError(
