@@ -94,6 +94,7 @@ class _Run:
         if self.main:
             self.directory.mkdir(parents=True, exist_ok=True)
             atomic_write_text(self.directory / "config.yaml", dump(self.config))
+        self._grpo_config(self.directory)  # what TRL would refuse is refused now, before hours of other stages
         warm_key = self.warm_start()
         reward, reward_key = self.reward(warm_key)
         keys = {lam: self.policy(lam, reward, f"{warm_key}{reward_key}") for lam in self.config.objective.lambdas}

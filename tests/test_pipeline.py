@@ -123,6 +123,12 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, monkeypatch):
     assert tables[0] == tables[1]
 
 
+def test_what_trl_refuses_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ValueError, match="load_best_model_at_end"):
+        small_run("customer-service", tmp_path, training__trl__load_best_model_at_end="true")
+    assert not (tmp_path / "customer-service" / "warm_start").exists()
+
+
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
