@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
-CUSTOMER_SERVICE, CLASSIFICATION, DIALOGUE = (
-    f"rlobj/{name}-v0" for name in ("CustomerService", "Classification", "Dialogue")
+CUSTOMER_SERVICE, MOVIE_BOOKING, CLASSIFICATION, DIALOGUE = (
+    f"rlobj/{name}-v0" for name in ("CustomerService", "MovieBooking", "Classification", "Dialogue")
 )
 
 
@@ -238,7 +238,7 @@ def _check_reward_function(function: str | None) -> None:
 
 def _check_supervision(config: RunConfig) -> None:
     env_id = config.env.id
-    if config.data.train is not None or env_id == CUSTOMER_SERVICE or _is_choice(env_id):
+    if config.data.train is not None or env_id in (CUSTOMER_SERVICE, MOVIE_BOOKING) or _is_choice(env_id):
         return
     if env_id == DIALOGUE and not config.env.kwargs.get("prompts"):
         raise ValueError(
