@@ -26,6 +26,9 @@ from envs.movie_booking import (
     load_goals,
     load_knowledge_base,
 )
+from rlobj.pipeline import run
+from rlobj.recipes import load_recipe
+from rlobj.runs import read_outputs
 
 DATA = os.environ.get("RLOBJ_TCBOT_DATA", "")
 ROWS = [
@@ -318,3 +321,19 @@ def test_the_seed_decides_the_dialogue_in_every_process() -> None:
         for hash_seed in ("1", "2")
     }
     assert len(outputs) == 1
+
+
+def test_the_recipe_runs(tmp_path: Path) -> None:
+    config = load_recipe(
+        "movie-booking",
+        [
+            "--output_dir", str(tmp_path), "--policy.hidden_size=16", "--policy.layers=1", "--warm_start.epochs=0.2",
+            "--data.demonstrations=20", "--training.steps=1", "--training.prompts_per_step=1", "--env.eval_episodes=4",
+            "--training.num_generations=2", "--objective.lambda_sup=0.1",
+        ],
+    )  # fmt: skip
+    report = run(config)
+    assert report.exists()
+    history = read_outputs(tmp_path / "movie-booking" / "policies" / "lambda=0.1")["history"]
+    assert 0 <= history[0]["environment/success"] <= 1
+    assert -60 <= history[0]["objective/return"] <= 80
