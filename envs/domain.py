@@ -1,12 +1,26 @@
 """What a customer-service domain is: a JSON file of slots, entities and phrases, and the understanding of text in it.
 
-A file in `envs/domains` is named without its ending, any other by its path. Its keys:
+A file in `envs/domains` is named without its ending, any other by its path. `rlobj new-domain NAME` writes one to begin
+with. It is checked when it is loaded (envs/domain_files.py). Its keys:
 
-- `name`, `thing`, `article`: what is served ("an" "internet plan");
-- `speech`: the file with phrases of customers and agents that all domains of a language share;
-- `constraints`: slot -> `words` (how it is named), `values` (value -> ways to say it), `customer_says`, `agent_asks`;
-- `requests`: slot -> `words`, `values` (a list), `customer_asks`, `agent_says`;
-- `entities`: what is on offer, each with a `name` and a value for every slot.
+| key | holds |
+|---|---|
+| `name` | the domain's name |
+| `speech` | the file with phrases of customers and agents that all domains of a language share: `english`, `chinese` |
+| `article`, `thing` | what is served, as in "i am looking for {article} {thing}" |
+| `constraints` | slot -> what a customer may want of it, see below |
+| `requests` | slot -> what a customer may want to be told of it, see below |
+| `entities` | what is on offer: a list of {"name": ..., slot: value for every slot} |
+
+A constraint has `words` (how the slot is named), `values` (value -> ways to say it), `customer_says` (phrases with
+{value} in them) and `agent_asks` (each with one of `words` in it). A request has `words`, `values` (a list),
+`customer_asks` (each with one of `words` in it) and `agent_says` (with {value}). A key that begins with _ is
+a comment, anywhere. Text is understood by its words alone, so no word may mean two slots, and what is said with the
+phrases must be understood as it is meant; both are checked.
+
+A speech file has `customer` and `agent` (kind of utterance -> phrases), `styles` (a way of speaking -> its phrases in
+place of those of `customer`, and `inform`, how it says a wish), `words` (signs: what words mean in any domain), `glue`
+(what joins two answers, ends a sentence, parts two sentences) and `screen` (the desk screen's lines).
 """
 
 from __future__ import annotations
@@ -20,21 +34,19 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from envs.choice import nearest
+from envs.domain_files import File, check_meanings, check_slots, check_speech
+
 Entity = Mapping[str, str]
 
 FOLDER = Path(__file__).parent / "domains"
 
-CONSTRAINT_KEYS = {"words": list, "values": dict, "customer_says": list, "agent_asks": list}
-REQUEST_KEYS = {"words": list, "values": list, "customer_asks": list, "agent_says": list}
-SPEECH_KEYS = {
-    "customer": (
-        "opening", "join", "repeat", "any", "accept", "reject", "request", "wrong", "early", "book", "mishear",
-        "confused", "thanks", "leave", "unfinished",
-    ),
-    "agent": ("offer", "book", "answer", "filler", "bye"),
-    "words": ("book", "wants_booking", "bye", "any", "again"),
-    "screen": ("missing", "complete", "none", "record"),
-}  # fmt: skip
+STARTER = Path(__file__).parent / "starter_domain.json"
+
+# Scripts without spaces between words: kana and Chinese characters. Elsewhere a phrase ends where a word ends.
+UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_UNSPACED_CHARACTER = re.compile(f"[{UNSPACED}]")
+_SPACED_CHARACTER = rf"[^\W{UNSPACED}]"
 
 
 @dataclass(slots=True)
@@ -49,7 +61,7 @@ class Understood:
     slots: list[str] = field(default_factory=list)
     """Slots named without a value, of both kinds."""
     signs: set[str] = field(default_factory=set)
-    """Keys of the speech's `words`: book, wants_booking, bye, any, again."""
+    """Keys of the speech's `words`, such as book, any and again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +106,12 @@ class Domain:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self._meanings, key=len, reverse=True)
-        return re.compile(r"(?<!\w)(" + "|".join(map(re.escape, longest_first)) + r")(?!\w)")
+        words: dict[bool, list[str]] = {True: [], False: []}
+        for phrase in sorted(self._meanings, key=len, reverse=True):  # the longest is tried first
+            end = "" if _UNSPACED_CHARACTER.match(phrase[-1]) else f"(?!{_SPACED_CHARACTER})"
+            words[bool(_UNSPACED_CHARACTER.match(phrase[0]))].append(re.escape(phrase) + end)
+        spaced = [f"(?<!{_SPACED_CHARACTER})(?:{'|'.join(words[False])})"] if words[False] else []
+        return re.compile("|".join([*spaced, *words[True]]))
 
     def understand(self, text: str) -> Understood:
         """Find names, slots, values and signs in a text, by their words."""
@@ -120,90 +136,53 @@ def load_domain(name_or_path: str) -> Domain:
     """A shipped domain by name, or a domain file by path.
 
     Raises:
-        ValueError: there is none, or it is not valid: file, field, what was expected.
+        ValueError: there is none, or it is not valid: file, line, field, what was expected.
     """
     path = FOLDER / f"{name_or_path}.json" if os.sep not in name_or_path else Path(name_or_path)
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
-        shipped = sorted(p.stem for p in FOLDER.glob("*.json") if "speech" in json.loads(p.read_text("utf-8")))
-        raise ValueError(f"domain is {name_or_path!r}: expected one of {', '.join(shipped)}, or a domain file's path")
-    data = _read(path)
-    for key, kind in {"name": str, "thing": str, "article": str, "speech": str, "constraints": dict,
-                      "requests": dict, "entities": list}.items():  # fmt: skip
-        _expect(path, key, data.get(key), kind)
-    speech_path = path.parent / f"{data['speech']}.json"
+        shipped = shipped_domains()
+        hint = nearest(name_or_path, shipped) or ": expected a shipped domain, or the path of a domain file"
+        raise ValueError(f"domain is {name_or_path!r}{hint} (shipped: {', '.join(shipped)})")
+    file = File(path)
+    check_slots(file)
+    speech_path = path.parent / f"{file.data['speech']}.json"
     if not speech_path.is_file():
-        speech_path = FOLDER / f"{data['speech']}.json"
+        speech_path = FOLDER / f"{file.data['speech']}.json"
     if not speech_path.is_file():
-        raise ValueError(f"{path}: speech is {data['speech']!r}: there is no {data['speech']}.json beside it")
-    speech = _read(speech_path)
-    _check_speech(speech_path, speech)
-    _check_slots(path, data)
-    _check_entities(path, data)
+        file.refuse(("speech",), f"is {file.data['speech']!r}: there is no {file.data['speech']}.json beside it")
+    speech = File(speech_path)
+    check_speech(speech)
     fields = ("name", "thing", "article", "constraints", "requests", "entities")
-    return Domain(**{key: data[key] for key in fields}, speech=speech)
+    domain = Domain(**{key: file.data[key] for key in fields}, speech=speech.data)
+    check_meanings(domain, file, speech)
+    return domain
 
 
-# Validation -----------------------------------------------------------------------------------------------------------
+def shipped_domains() -> list[str]:
+    """Names of the domains that come with the package."""
+    return sorted(p.stem for p in FOLDER.glob("*.json") if "speech" in json.loads(p.read_text("utf-8")))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def write_starter(name: str, folder: str | os.PathLike[str] = ".") -> Path:
+    """Write a commented domain file to begin with, NAME.json, and return its path.
+
+    Raises:
+        ValueError: the name is taken, by a shipped domain or a file, or is no plain file name.
+    """
+    if not re.fullmatch(r"\w[\w-]*", name):
+        raise ValueError(f"name is {name!r}: expected letters, digits, _ and - only: it becomes a file's name")
+    path = Path(folder) / f"{name}.json"
+    if (FOLDER / f"{name}.json").exists():
+        raise ValueError(f"name is {name!r}, which is the name of a shipped file: expected another")
+    text = STARTER.read_text(encoding="utf-8").replace('"NAME"', json.dumps(name, ensure_ascii=False))
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    return data if isinstance(data, dict) else _expect(path, "the whole file", data, dict)
-
-
-def _expect(path: Path, key: str, value: Any, kind: type) -> Any:
-    if not isinstance(value, kind) or not value:
-        said = "text" if kind is str else "a mapping" if kind is dict else "a list"
-        raise ValueError(f"{path}: {key} is {'missing' if value is None else repr(value)}: expected {said}, not empty")
-    return value
-
-
-def _check_speech(path: Path, speech: dict[str, Any]) -> None:
-    for section, keys in SPEECH_KEYS.items():
-        _expect(path, section, speech.get(section), dict)
-        for key in keys:
-            _expect(path, f"{section}.{key}", speech[section].get(key), str if section == "screen" else list)
-
-
-def _check_slots(path: Path, data: dict[str, Any]) -> None:
-    owners: dict[str, str] = {}
-    for part, keys in (("constraints", CONSTRAINT_KEYS), ("requests", REQUEST_KEYS)):
-        for slot, spec in data[part].items():
-            _expect(path, f"{part}.{slot}", spec, dict)
-            for key, kind in keys.items():
-                _expect(path, f"{part}.{slot}.{key}", spec.get(key), kind)
-            ways = spec["values"] if part == "requests" else [w for ws in spec["values"].values() for w in ws]
-            for way in [*ways, *spec["words"]]:
-                if owners.setdefault(way.lower(), slot) != slot:
-                    raise ValueError(
-                        f"{path}: {part}.{slot} has {way!r}, which belongs to {owners[way.lower()]!r}: "
-                        "a word can mean one slot only"
-                    )
-    both = data["constraints"].keys() & data["requests"].keys()
-    if both:
-        raise ValueError(f"{path}: {sorted(both)[0]!r} stands in constraints and in requests: rename one")
-
-
-def _check_entities(path: Path, data: dict[str, Any]) -> None:
-    names: set[str] = set()
-    slots = {**data["constraints"], **data["requests"]}
-    for number, entity in enumerate(data["entities"]):
-        where = f"entities[{number}]"
-        _expect(path, where, entity, dict)
-        _expect(path, f"{where}.name", entity.get("name"), str)
-        if entity["name"] in names:
-            raise ValueError(f"{path}: {where}.name is {entity['name']!r} a second time: expected another name")
-        names.add(entity["name"])
-        for slot, spec in slots.items():
-            if entity.get(slot) not in spec["values"]:
-                raise ValueError(
-                    f"{path}: {where}.{slot} is {entity.get(slot)!r}: expected one of {', '.join(spec['values'])}"
-                )
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f"{path} exists already: choose another name, or remove the file") from None
+    return path
 
 
 def fill(template: str, **values: str) -> str:

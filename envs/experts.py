@@ -78,7 +78,7 @@ class Expert:
             slot = self.rng.choice(slots)
             facts[slot] = self.rng.choice([v for v in env.domain.requests[slot]["values"] if v != facts[slot]])
         answers = [fill(self.rng.choice(env.domain.requests[s]["agent_says"]), value=facts[s]) for s in slots]
-        return self._pick(env, "answer", answers=" and ".join(answers))
+        return self._pick(env, "answer", answers=env.domain.speech["glue"]["and"].join(answers))
 
     def _book(self, env: CustomerServiceEnv) -> str:
         return self._pick(env, "book", name=env.desk.offer or "")

@@ -141,10 +141,10 @@ class Customer:
         if violated:
             self.patience -= 1
             self.accepted = None
-            return self._say("reject", inform=self._inform(self.rng.choice(violated)) + " .")
+            return self._say("reject", inform=self._inform(self.rng.choice(violated)) + self.glue["stop"])
         self.accepted = name
         self.agenda = [act for act in self.agenda if act.kind != "inform"]
-        return f"{self._say('accept', name=name)} {self._next()}"
+        return self._join(self._say("accept", name=name), self._next())
 
     def _hear_facts(self, facts: Mapping[str, set[str]]) -> str:
         assert self.accepted is not None
@@ -161,20 +161,21 @@ class Customer:
         told = []
         for slot in slots:
             if Act("inform", slot) in self.agenda:
-                told.append(f"{self._inform(slot)} .")
+                told.append(self._inform(slot) + self.glue["stop"])
             elif slot in self.goal.constraints:
                 self.patience -= 1
-                told.append(self._say("repeat", inform=f"{self._inform(slot)} ."))
+                told.append(self._say("repeat", inform=self._inform(slot) + self.glue["stop"]))
             else:
                 self.patience -= slot in self.asked_in_vain
                 self.asked_in_vain.add(slot)
                 told.append(self._say("any", slot=slot))
-        return " ".join(told)
+        return self._join(*told)
 
     def _hear_nothing(self, complaint: str) -> str:
         """Something that does not help: complain, and say again what is wanted, once a service is agreed on."""
         self.patience -= 1
-        return self._say(complaint) + (f" {self._next()}" if self.accepted is not None else "")
+        said = self._say(complaint)
+        return self._join(said, self._next()) if self.accepted is not None else said
 
     def _next(self) -> str:
         """What stands on top of the agenda; requests are made together."""
@@ -182,7 +183,7 @@ class Customer:
         if not requests:
             return self._say("book", name=self.accepted or "")
         asked = [self.rng.choice(self.domain.requests[slot]["customer_asks"]) for slot in requests]
-        return self._say("request", requests=" and ".join(asked))
+        return self._say("request", requests=self.glue["and"].join(asked))
 
     def _inform(self, slot: str) -> str:
         """Say one constraint, and take it off the agenda."""
@@ -191,6 +192,14 @@ class Customer:
         spec = self.domain.constraints[slot]
         way = self.rng.choice(spec["values"][self.goal.constraints[slot]])
         return fill(self.rng.choice(spec["customer_says"]), value=way)
+
+    @property
+    def glue(self) -> dict[str, str]:
+        """What stands between phrases and after them."""
+        return self.domain.speech["glue"]  # type: ignore[no-any-return]
+
+    def _join(self, *sentences: str) -> str:
+        return self.glue["space"].join(sentences)
 
     def _pick(self, key: str) -> str:
         return str(self.rng.choice(self.domain.speech["customer"][key]))

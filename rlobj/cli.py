@@ -31,7 +31,8 @@ Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
 
   rlobj run RECIPE [--dotted.name VALUE ...]   train, evaluate and report what a recipe says
   rlobj chat RUN [--policy NAME]               talk to a trained policy
-  rlobj list                                   environments, rewards and recipes, a line each
+  rlobj list                                   environments, domains, rewards and recipes, a line each
+  rlobj new-domain NAME                        write NAME.json: a customer-service domain to begin with
   rlobj VERB --help                            more about a verb
   rlobj --version
 
@@ -75,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    verbs: dict[str, Callable[[list[str]], None]] = {"run": _run, "chat": _chat, "list": _list}
+    verbs: dict[str, Callable[[list[str]], None]] = {
+        "run": _run, "chat": _chat, "list": _list, "new-domain": _new_domain,
+    }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
     elif arguments[0] in ("-V", "--version"):
@@ -183,6 +186,16 @@ def _list(arguments: list[str]) -> None:
     _print_table("Environments", _environments())
     _print_table("Rewards", reward_models.functions.list_rewards().items())
     _print_table("Recipes", descriptions().items())
+
+
+def _new_domain(arguments: list[str]) -> None:
+    parser = _Parser(prog="rlobj new-domain", description="Write a commented customer-service domain to begin with.")
+    parser.add_argument("name", metavar="NAME", help="the domain's name; NAME.json is written in this folder")
+    given = parser.parse_args(arguments)
+    from envs.domain import write_starter
+
+    path = write_starter(given.name)
+    print(f"{path} is written. Train on it: rlobj run customer-service --env.kwargs.domain ./{path}")
 
 
 def _environments() -> list[tuple[str, str]]:

@@ -322,5 +322,5 @@ def test_a_domain_of_the_users_own(tmp_path):
     path.write_text(json.dumps(broken(lambda d: d.update(name="mine"))), encoding="utf-8")
     rows = demonstrations(lambda: CustomerServiceEnv(str(path)), 20, 1.0)
     assert sum(row["success"] for row in rows) >= 18
-    with pytest.raises(ValueError, match=r"domain is 'bradband': expected one of broadband, repairs"):
+    with pytest.raises(ValueError, match=r"domain is 'bradband'; did you mean 'broadband'\? \(shipped: broadband, "):
         load_domain("bradband")
