@@ -84,7 +84,7 @@ class File:
     def expect(self, place: Place, value: Any, kind: type) -> None:
         """Refuse a value that is missing, of another kind, or empty."""
         if not isinstance(value, kind) or not value:
-            wanted = {str: "text", dict: "a mapping", list: "a list"}[kind]
+            wanted = "text" if kind is str else "a mapping" if kind is dict else "a list"
             self.refuse(place, f"is {'missing' if value is None else repr(value)}: expected {wanted}, not empty")
 
     def expect_keys(self, place: Place, value: Any, keys: Mapping[str, type]) -> None:
@@ -137,7 +137,7 @@ _GAP = re.compile(r"[\s,:]*")  # in a valid file, commas and colons say nothing 
 
 def _places(text: str) -> list[tuple[Place, int]]:
     """Place and position of every value in a valid JSON text; a mapping's values have the position of their keys."""
-    scan = json.JSONDecoder().scan_once
+    decode = json.JSONDecoder().raw_decode
     found: list[tuple[Place, int]] = []
 
     def skip(position: int) -> int:
@@ -147,7 +147,7 @@ def _places(text: str) -> list[tuple[Place, int]]:
     def walk(place: Place, position: int) -> int:
         """Note everything under `place`; return the position after it."""
         if text[position] not in "{[":
-            return int(scan(text, position)[1])
+            return decode(text, position)[1]
         is_mapping, position, index = text[position] == "{", skip(position + 1), 0
         while text[position] not in "}]":
             key: str | int = index
