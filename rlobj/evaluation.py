@@ -97,8 +97,9 @@ def _judge_choices(rollouts: Rollouts, values: dict[str, list[float]]) -> None:
     values.setdefault("greedy_return", []).extend(rollouts.returns)
     for episode in rollouts.episodes:
         columns = episode.columns
-        if not columns.get("handed_over"):
-            values.setdefault("accuracy", []).append(float(columns.get("best", columns["success"])))
+        right = columns.get("best", columns.get("success"))
+        if right is not None and not columns.get("handed_over"):
+            values.setdefault("accuracy", []).append(float(right))
         for name in ("handed_over", "missed"):
             if columns.get(name) is not None:
                 values.setdefault(name, []).append(float(columns[name]))

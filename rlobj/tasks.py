@@ -16,18 +16,21 @@ from transformers import PreTrainedTokenizerBase
 
 import envs  # noqa: F401  (registers the environments)
 from envs.choice import ChoiceEnv, Example
+from envs.classification import ClassificationEnv
 from envs.clicks import ClickModel
 from envs.core import FIRST_HELD_OUT_SEED
 from envs.experts import demonstrations, has_expert, preference_pairs
+from envs.recommendation import RecommendationEnv
 from rlobj import data
 from rlobj.chat_format import Message
 from rlobj.config import RunConfig
 from rlobj.rollout import factory_of
 from rlobj.supervised import SupervisedRow, dialogue_rows, label_rows
+from rlobj.validation import environment_class
 
 Dialogue = list[Message]
 Pair = dict[str, Any]
-CLASSIFICATION, RECOMMENDATION = "rlobj/Classification-v0", "rlobj/Recommendation-v0"
+CLASSIFICATION = "rlobj/Classification-v0"
 HELD_OUT = 0.1
 """Share of the labelled data kept from training where no evaluation file is given."""
 MAX_HELD_OUT_ROWS = 500
@@ -186,8 +189,14 @@ def _choice_data(config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of the environment for training and for evaluation, from the rows of `config.data`."""
     source = config.data
     assert source.train is not None
-    if config.env.id == RECOMMENDATION:
+    kind = environment_class(config.env.id)
+    if issubclass(kind, RecommendationEnv):
         return _recommendation_data(config)
+    if not issubclass(kind, ClassificationEnv):
+        raise ValueError(
+            f"data.train is {source.train!r}, but {config.env.id} has examples of its own: leave data.train out, or "
+            "derive the environment from envs.classification.ClassificationEnv"
+        )
     columns = source.text_column, source.label_column
     rows = data.labelled_rows(source.train, *columns, source.limit)
     if source.eval is not None:

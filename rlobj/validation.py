@@ -137,28 +137,28 @@ def _check_environment(env_id: str) -> None:
         )
 
 
-def _class_of(env_id: str) -> Any:
-    """What makes environments of this id: a class, as a rule."""
+def environment_class(env_id: str) -> type:
+    """The class of the environments of this id; `object` where something else makes them."""
     import gymnasium
 
-    entry_point = gymnasium.spec(env_id).entry_point
-    return pkgutil.resolve_name(entry_point) if isinstance(entry_point, str) else entry_point
+    entry_point = gymnasium.spec(env_id.rpartition(":")[2]).entry_point  # its module is imported by now
+    made = pkgutil.resolve_name(entry_point) if isinstance(entry_point, str) else entry_point
+    return made if isinstance(made, type) else object
 
 
 def _is_choice(env_id: str) -> bool:
     """Whether the action is one of several named ones."""
     from envs.choice import ChoiceEnv
 
-    made = _class_of(env_id)
-    return isinstance(made, type) and issubclass(made, ChoiceEnv)
+    return issubclass(environment_class(env_id), ChoiceEnv)
 
 
 def _check_environment_kwargs(env_id: str, kwargs: dict[str, Any]) -> None:
     """Refuse names that a text environment does not take; the values are its own affair."""
     from envs import TextEnv
 
-    made = _class_of(env_id)
-    if not (isinstance(made, type) and issubclass(made, TextEnv)):
+    made = environment_class(env_id)
+    if not issubclass(made, TextEnv):
         return
     lineage = [each for each in made.__mro__ if issubclass(each, TextEnv) and "__init__" in vars(each)]
     known = {name for each in lineage for name in inspect.signature(each).parameters} - {"kwargs"}

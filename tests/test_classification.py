@@ -221,3 +221,49 @@ def test_costs_of_labels_that_the_data_lacks_stop_the_run_at_once(tmp_path: Path
     with pytest.raises(ValueError, match="critical names 'negative', which is not a label"):
         small_run("financial-sentiment", tmp_path, data__train="customer-intents")
     assert not list(tmp_path.iterdir())
+
+
+OWN = """
+import gymnasium
+from envs.choice import ChoiceEnv
+from envs.core import StepResult
+
+class Parity(ChoiceEnv):
+    "Say whether a number is even."
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._choose_among(["even", "odd"])
+
+    def examples(self, seeds):
+        return [(self._begin(seed, None), seed % 2) for seed in seeds]
+
+    def _begin(self, seed, rng):
+        self.number = seed
+        return [{"role": "user", "content": f"number {seed}"}]
+
+    def _reply(self, action):
+        self.right = int(action) == self.number % 2
+        return {"role": "assistant", "content": self.action_names[int(action)]}, StepResult([], True, False, {})
+
+    def _columns(self):
+        return {"success": self.right}
+
+    def own_reward(self):
+        return float(self.right)
+
+gymnasium.register("mine/Parity-v0", entry_point=Parity)
+"""
+
+
+def test_a_choice_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "parity_of_mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "name: mine\nenv: {id: 'parity_of_mine:mine/Parity-v0'}\npolicy: {kind: encoder, max_length: 32}\n"
+    )
+    report = small_run(str(recipe), tmp_path / "runs", objective__lambda_sup=0.1)
+    assert {"success", "accuracy", "ell"} <= load_summary(report.parent)[1].keys()
+    with pytest.raises(ValueError, match=r"has examples of its own: leave data\.train out"):
+        small_run(str(recipe), tmp_path / "runs", data__train="customer-intents")
