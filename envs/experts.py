@@ -5,7 +5,7 @@ environment may offer its own by a method `expert(rng)`, whose `act(env, custome
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import gymnasium
@@ -16,6 +16,8 @@ from envs.domain import fill
 
 MIXED_SKILL = (0.4, 1.0)
 """Skill of demonstrations is drawn uniformly from here: agents differ, and few are perfect."""
+
+CEILING_SEEDS = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 500)
 
 
 class Agent(Protocol):
@@ -44,12 +46,16 @@ class Expert:
         heard = env.domain.understand(customer_says)
         if "again" in heard.signs and self._last:
             return self._last
+        if "aside" in heard.signs and self._last:
+            return self._pick(env, "back", last=self._last)
         requests = [slot for slot in heard.slots if slot in env.domain.requests]
         if "wants_booking" in heard.signs and env.desk.offer is not None:
             right, mistakes = self._book(env), [self._filler, self._bye, self._other_offer]
         elif requests and env.desk.offer is not None:
             right, mistakes = self._answer(env, requests, wrong=False), [
                 lambda env: self._answer(env, requests, wrong=True), self._filler, self._book]  # fmt: skip
+        elif not env.desk.found:
+            right, mistakes = self._pick(env, "none"), [self._other_offer, self._ask_again, self._filler]
         elif env.desk.missing:
             right, mistakes = self._ask(env, env.desk.missing[0]), [self._offer, self._ask_again, self._filler]
         else:
@@ -166,6 +172,20 @@ def _dialogues(
         else:
             agent = env.expert(random.Random(rng.getrandbits(64)))  # type: ignore[attr-defined]
         yield env, _dialogue(env, agent, chosen), chosen
+
+
+def ceiling(make_env: Callable[[], gymnasium.Env[Any, Any]], seeds: Sequence[int] = CEILING_SEEDS) -> float | None:
+    """Share of the episodes of `seeds` that can end in success at all: nothing is played, what each customer wants is
+    held against what is to be had. None for an environment that does not know (it has no method `can_succeed`).
+    """
+    env: Any = make_env().unwrapped
+    if not hasattr(env, "can_succeed"):
+        return None
+    possible = 0
+    for seed in seeds:
+        env.reset(seed=seed)
+        possible += env.can_succeed()
+    return possible / len(seeds)
 
 
 def has_expert(environment: type) -> bool:

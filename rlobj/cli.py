@@ -178,12 +178,13 @@ def _chat(arguments: list[str]) -> None:
 
 
 def _list(arguments: list[str]) -> None:
-    parser = _Parser(prog="rlobj list", description="Environments, rewards and recipes, a line each.")
+    parser = _Parser(prog="rlobj list", description="Environments, domains, rewards and recipes, a line each.")
     parser.parse_args(arguments)
     import reward_models.functions
     from rlobj.recipes import descriptions
 
     _print_table("Environments", _environments())
+    _print_table("Domains of customer service", _domains())
     _print_table("Rewards", reward_models.functions.list_rewards().items())
     _print_table("Recipes", descriptions().items())
 
@@ -212,6 +213,20 @@ def _environments() -> list[tuple[str, str]]:
             target = pkgutil.resolve_name(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
             rows.append((spec.id, (target.__doc__ or "").strip().partition("\n")[0]))
     return sorted(rows)
+
+
+def _domains() -> list[tuple[str, str]]:
+    """Each shipped domain with what it serves and its ceiling."""
+    from envs.customer_service import CustomerServiceEnv
+    from envs.domain import load_domain, shipped_domains
+    from envs.experts import ceiling
+
+    rows = []
+    for name in shipped_domains():
+        domain = load_domain(name)
+        possible = ceiling(lambda name=name: CustomerServiceEnv(name))  # type: ignore[misc]
+        rows.append((name, f"{domain.thing}: {len(domain.entities)} on offer; {possible:.0%} of goals can succeed"))
+    return rows
 
 
 def _print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:

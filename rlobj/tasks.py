@@ -19,7 +19,7 @@ from envs.choice import ChoiceEnv, Example
 from envs.classification import ClassificationEnv
 from envs.clicks import ClickModel
 from envs.core import FIRST_HELD_OUT_SEED
-from envs.experts import demonstrations, has_expert, preference_pairs
+from envs.experts import ceiling, demonstrations, has_expert, preference_pairs
 from envs.recommendation import RecommendationEnv
 from rlobj import data
 from rlobj.chat_format import Message
@@ -96,15 +96,20 @@ def _expert(config: RunConfig) -> Task:
         return data.split_rows(made, HELD_OUT, config.seed)
 
     success = sum(d["success"] for d in demos) / len(demos)
+    eval_seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + config.env.eval_episodes)
+    facts = {"demonstrations": f"{len(train)} to train on, {len(held_out)} held out; {success:.0%} of them succeed"}
+    possible = ceiling(make_env, eval_seeds)
+    if possible is not None:
+        facts["ceiling"] = f"{possible:.1%} of the {len(eval_seeds)} customers of the evaluation can be served at all"
     return Task(
         train_env=env,
         make_eval_env=make_env,
         train_seeds=_training_seeds(config, config.env.train_episodes),
-        eval_seeds=range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + config.env.eval_episodes),
+        eval_seeds=eval_seeds,
         texts=lambda: [m["content"] for d in train for m in d["messages"]],
         rows=_dialogue_row_maker([d["messages"] for d in train], [d["messages"] for d in held_out], config),
         pairs=pairs,
-        facts={"demonstrations": f"{len(train)} to train on, {len(held_out)} held out; {success:.0%} of them succeed"},
+        facts=facts,
     )
 
 
