@@ -27,7 +27,7 @@ from envs.experts import Expert, demonstrations, preference_pairs
 from envs.simulator import draw_goal
 from envs.vector import TextVectorEnv
 
-IDS = ["rlobj/CustomerService-v0", "rlobj/Classification-v0", "rlobj/Dialogue-v0"]
+IDS = [f"rlobj/{name}-v0" for name in ("CustomerService", "Classification", "Recommendation", "Dialogue")]
 DOMAINS = ["broadband", "repairs"]
 
 
