@@ -114,7 +114,9 @@ class ClassificationEnv(ChoiceEnv):
         return columns
 
     def own_reward(self) -> float:
-        return self.costs[self.labels[self._index]].get(self._chosen, 0.0)  # handing over is paid when it is done
+        label = self.labels[self._index]
+        # handing over is paid when it is done, and is nobody's label
+        return self.costs.get(label, {}).get(self._chosen, float(self._chosen == label))
 
 
 make_vec = vector_entry_point(ClassificationEnv)
@@ -123,25 +125,26 @@ make_vec = vector_entry_point(ClassificationEnv)
 def cost_matrix(
     costs: Costs | str | os.PathLike[str] | None, label_names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Reward of every pair of labels, right -> chosen -> reward: 1 where they are the same, else 0, but for `costs`.
+    """The pairs of labels that `costs` gives a reward for, right -> chosen -> reward.
 
     Raises:
         ValueError: a label that does not exist, a reward that is not a finite number, or a file that cannot be read.
     """
-    matrix = {right: {chosen: float(right == chosen) for chosen in label_names} for right in label_names}
     where = "costs"
     if isinstance(costs, str | os.PathLike):
         where = f"costs file {str(costs)!r}"
         costs = _read_costs(Path(costs))
     if not isinstance(costs, Mapping | None):
         raise ValueError(f"{where} is {costs!r}: expected {{right label: {{chosen label: reward}}}}, or a file of that")
+    matrix: dict[str, dict[str, float]] = {}
     for right, row in (costs or {}).items():
-        if right not in matrix:
+        if right not in label_names:
             raise ValueError(_not_a_label(where, right, label_names))
         if not isinstance(row, Mapping):
             raise ValueError(f"{where}[{right!r}] is {row!r}: expected {{chosen label: reward}}")
+        matrix[right] = {}
         for chosen, reward in row.items():
-            if chosen not in matrix:
+            if chosen not in label_names:
                 raise ValueError(_not_a_label(f"{where}[{right!r}]", chosen, label_names))
             _check_number(f"{where}[{right!r}][{chosen!r}]", reward)
             matrix[right][chosen] = float(reward)
