@@ -171,6 +171,17 @@ def test_the_ceiling_by_hand():
     assert ceiling(lambda: CustomerServiceEnv(sold_out=0.5), range(50)) > served / 50
 
 
+@pytest.mark.parametrize("domain", [*shipped_domains(), *TWO.values()], ids=str)
+def test_with_turns_enough_the_expert_serves_all_who_can_be_served_and_nobody_else(domain):
+    env = CustomerServiceEnv(domain, **{**ALL, "sold_out": 0.6, "changes_of_mind": 0.3}, max_turns=40)
+    served = 0
+    for row in demonstrations(lambda: env, 80, 1.0):
+        env.reset(seed=row["seed"])
+        assert row["success"] == env.can_succeed(), row["seed"]
+        served += row["success"]
+    assert 5 < served < 75
+
+
 def test_a_slip_is_put_right_in_the_next_turn_and_costs_no_patience():
     for seed in range(20):
         env = customer_env(seed, corrections=1.0)
