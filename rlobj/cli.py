@@ -184,7 +184,7 @@ def _list(arguments: list[str]) -> None:
     from rlobj.recipes import descriptions
 
     _print_table("Environments", _environments())
-    _print_table("Domains of customer service", _domains())
+    _print_table("Domains", _domains())
     _print_table("Rewards", reward_models.functions.list_rewards().items())
     _print_table("Recipes", descriptions().items())
 

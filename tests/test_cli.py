@@ -185,11 +185,12 @@ def test_a_run_is_calm_and_the_user_may_want_it_otherwise(
 def test_list_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if not line.startswith(" ")] == ["Environments:", "Rewards:", "Recipes:"]
-    for name in ("rlobj/CustomerService-v0", "rlobj/Classification-v0", "label_match", "customer-service"):
+    assert [line for line in lines if not line.startswith(" ")] == ["Environments:", "Domains:", "Rewards:", "Recipes:"]
+    for name in ("rlobj/CustomerService-v0", "rlobj/Classification-v0", "hotels", "label_match", "customer-service"):
         described = [line for line in lines if line.split()[0] == name]
         assert len(described) == 1
         assert len(described[0].split()) > 3
+    assert any("100% of goals can succeed" in line for line in lines), "the ceiling of a domain"
 
 
 @pytest.mark.skipif(shutil.which("rlobj", path=str(Path(sys.executable).parent)) is None, reason="not installed")
