@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from envs.core import FIRST_HELD_OUT_SEED
@@ -31,8 +30,8 @@ SUPERVISED_EPOCHS = 15
 WINDOW = 5
 """Optimiser steps whose dialogues are averaged to say when a success rate is reached."""
 TARGET = 0.8
-BIN = 1000
-"""Dialogues of one column of the learning curve: ten published epochs."""
+BIN = 15
+"""Optimiser steps of one column of the learning curve."""
 
 
 def run(name: str, output: Path, overrides: list[str]) -> Path:
@@ -56,13 +55,13 @@ def dialogues_to_target(curve: Sequence[float], per_step: int) -> float:
 
 
 def measured(directory: Path, env_kwargs: dict[str, object], sampling: Sampling, episodes: int, seed: int) -> dict:
-    """Success, both sides' turns and return of a policy on `episodes` customers, by its most probable words."""
+    """Success, both sides' turns and return of a policy on `episodes` customers, its words drawn as in training."""
     result = evaluate(
         load_causal(directory),
         load_tokenizer(directory),
         lambda: MovieBookingEnv(**env_kwargs),
         None,
-        replace(sampling, top_k=1),
+        sampling,
         range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + episodes),
         [],
         None,
@@ -77,7 +76,7 @@ def shown(values: Sequence[float], digits: int) -> str:
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def markdown(arms: dict[str, list[dict]]) -> str:
+def markdown(arms: dict[str, list[dict]], per_step: int) -> str:
     """The table of final figures, and the learning curves in training."""
     lines = ["| policy | success | turns of both | return | by seed |", "|---|---|---|---|---|"]
     for name, seeds in arms.items():
@@ -88,7 +87,7 @@ def markdown(arms: dict[str, list[dict]]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {by_seed} |")
     curves = {name: seeds for name, seeds in arms.items() if "curve" in seeds[0]}
     bins = max((len(s["curve"]) for seeds in curves.values() for s in seeds), default=0)
-    heads = [f"{i * BIN}–{(i + 1) * BIN - 1}" for i in range(bins)]
+    heads = [f"{i * BIN * per_step} to {(i + 1) * BIN * per_step}" for i in range(bins)]
     lines += ["", "| success in training, by dialogues | " + " | ".join(heads) + f" | dialogues to {TARGET:.2f} |"]
     lines.append("|---" * (bins + 2) + "|")
     for name, seeds in curves.items():
@@ -99,9 +98,8 @@ def markdown(arms: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
-def binned(curve: Sequence[float], per_step: int) -> list[float]:
-    steps = max(BIN // per_step, 1)
-    return [sum(part) / len(part) for i in range(0, len(curve), steps) if (part := curve[i : i + steps])]
+def binned(curve: Sequence[float]) -> list[float]:
+    return [sum(part) / len(part) for i in range(0, len(curve), BIN) if (part := curve[i : i + BIN])]
 
 
 def main() -> None:
@@ -119,26 +117,30 @@ def main() -> None:
     sampling = Sampling(training.max_reply_tokens, config.policy.max_length)
     per_step = training.prompts_per_step * training.num_generations
 
-    arms: dict[str, list[dict]] = {}
+    arms: dict[str, list[dict]] = {"supervised only": [], "warm start": []}
+
+    def keep(name: str, directory: Path, seed: int) -> None:
+        figures = measured(directory, config.env.kwargs, sampling, arguments.episodes, seed)
+        if directory.parent.name == "policies":
+            curve = successes(directory)
+            figures |= {"curve": binned(curve), "to_target": dialogues_to_target(curve, per_step)}
+        arms.setdefault(name, []).append(figures)
+        atomic_write_text(arguments.output / "figures.json", json.dumps(arms, indent=1))
+
+    for seed in range(arguments.seeds):
+        directory = run(f"seed-{seed}", arguments.output, [*overrides, f"--seed={seed}"])
+        keep("warm start", directory / "warm_start", seed)
+        for lam in config.objective.lambdas:
+            keep(lambda_name(lam), directory / "policies" / f"lambda={lam:g}", seed)
     for seed in range(arguments.seeds):
         only = [f"--warm_start.epochs={SUPERVISED_EPOCHS}", "--training.steps=1", "--objective.lambda_sup=0"]
-        supervised = run(f"supervised-{seed}", arguments.output, [*overrides, f"--seed={seed}", *only])
-        main_run = run(f"seed-{seed}", arguments.output, [*overrides, f"--seed={seed}"])
-        directories = {"supervised only": supervised / "warm_start", "warm start": main_run / "warm_start"}
-        for lam in config.objective.lambdas:
-            directories[lambda_name(lam)] = main_run / "policies" / f"lambda={lam:g}"
-        for name, directory in directories.items():
-            figures = measured(directory, config.env.kwargs, sampling, arguments.episodes, seed)
-            if directory.parent.name == "policies":
-                curve = successes(directory)
-                figures |= {"curve": binned(curve, per_step), "to_target": dialogues_to_target(curve, per_step)}
-            arms.setdefault(name, []).append(figures)
-        atomic_write_text(arguments.output / "figures.json", json.dumps(arms, indent=1))
+        directory = run(f"supervised-{seed}", arguments.output, [*overrides, f"--seed={seed}", *only])
+        keep("supervised only", directory / "warm_start", seed)
     env = MovieBookingEnv(**config.env.kwargs)
     goals, dialogues = len(env.goals), training.steps * per_step
     text = (
-        f"{markdown(arms)}\n\n{arguments.seeds} seeds, {dialogues} dialogues each; {goals} goals, of which a showing "
-        f"fits {ceiling(env.goals, env.kb)}, and also answers {ceiling(env.goals, env.kb, answers=True)}\n"
+        f"{markdown(arms, per_step)}\n\n{arguments.seeds} seeds, {dialogues} dialogues each; {goals} goals, of which a "
+        f"showing fits {ceiling(env.goals, env.kb)}, and also answers {ceiling(env.goals, env.kb, answers=True)}\n"
     )
     atomic_write_text(arguments.output / "table.md", text)
     print(text)
