@@ -360,7 +360,8 @@ class MovieBookingEnv(TextEnv):
     | reward | −1 a turn; at the end 2 · max_turns for success, −max_turns for failure, or the given function's |
     | success | the showing booked fits every constraint, as does the number of tickets, and every request was \
 answered with a value of that showing |
-    | columns | `success`, `matched` (share of constraints that the showing booked fulfils), `turns` of the agent |
+    | columns | `success`, `inform` (the showing booked fits every constraint), `matched` (the share of them that it \
+fulfils), `turns` of the agent |
     | terminated | something is booked |
     | truncated | after `max_turns` turns of both sides |
     | seed | decides goal and customer; `held_out_every` gives seeds from FIRST_HELD_OUT_SEED on goals of their own |
@@ -475,7 +476,8 @@ answered with a value of that showing |
         return sum(self.kb.fits(self._booked, *item) for item in wanted) / len(wanted) if wanted else 1.0
 
     def _columns(self) -> dict[str, Any]:
-        return {"success": self._success, "matched": self._matched(), "turns": self._turns}
+        matched = self._matched()
+        return {"success": self._success, "inform": matched == 1, "matched": matched, "turns": self._turns}
 
     def own_reward(self) -> float:
         return float(2 * self.max_turns if self._success else -self.max_turns)

@@ -102,7 +102,7 @@ def test_a_dialogue_that_succeeds(tmp_path: Path) -> None:
     assert screen(env) == "known film city tickets | few | asked ticket"
     result = env.act("I book it.")
     assert result.terminated
-    assert env.episode.columns == {"success": True, "matched": 1.0, "turns": 4}
+    assert env.episode.columns == {"success": True, "inform": True, "matched": 1.0, "turns": 4}
     assert env.customer.answers == {"theater": "roxy", "starttime": "8 pm"}
     assert (rewards, result.reward, env.own_reward()) == ([-1.0] * 3, 0.0, 80.0)
 
