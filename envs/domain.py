@@ -106,12 +106,17 @@ class Domain:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        words: dict[bool, list[str]] = {True: [], False: []}
+        phrases: dict[tuple[bool, bool], list[str]] = {}  # by whether they begin, and end, in an unspaced script
         for phrase in sorted(self._meanings, key=len, reverse=True):  # the longest is tried first
-            end = "" if _UNSPACED_CHARACTER.match(phrase[-1]) else f"(?!{_SPACED_CHARACTER})"
-            words[bool(_UNSPACED_CHARACTER.match(phrase[0]))].append(re.escape(phrase) + end)
-        spaced = [f"(?<!{_SPACED_CHARACTER})(?:{'|'.join(words[False])})"] if words[False] else []
-        return re.compile("|".join([*spaced, *words[True]]))
+            ends = bool(_UNSPACED_CHARACTER.match(phrase[0])), bool(_UNSPACED_CHARACTER.match(phrase[-1]))
+            phrases.setdefault(ends, []).append(re.escape(phrase))
+        before, after = f"(?<!{_SPACED_CHARACTER})", f"(?!{_SPACED_CHARACTER})"
+        return re.compile(
+            "|".join(
+                ("" if begins else before) + f"(?:{'|'.join(ways)})" + ("" if ends else after)
+                for (begins, ends), ways in phrases.items()
+            )
+        )
 
     def understand(self, text: str) -> Understood:
         """Find names, slots, values and signs in a text, by their words."""
