@@ -109,21 +109,21 @@ class ChatFormat:
         keeps its end: whole labels, less context.
 
         Raises:
-            ValueError: no assistant message, or one stands first, with nothing to answer.
+            ValueError: no assistant message that answers an earlier one.
         """
         ids: list[int] = []
         labels: list[int] = []
         pending: list[Message] = []
         for message in messages:
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or not (ids or pending):  # the first to speak answers nobody
                 pending.append(message)
                 continue
-            context = self.continuation_ids(pending) if ids else self.prompt_ids(pending) if pending else []
+            context = self.continuation_ids(pending) if ids else self.prompt_ids(pending)
             reply = self.reply_ids(message["content"])
             ids += [*context, *reply]
             labels += [*[IGNORED_LABEL] * len(context), *reply]
             pending = []
-        if not ids or labels[0] != IGNORED_LABEL:
+        if not ids:
             raise ValueError(
                 f"a dialogue of roles {[m['role'] for m in messages]}: expected an assistant message "
                 "that answers an earlier one"

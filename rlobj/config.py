@@ -94,7 +94,9 @@ class DataConfig:
     demonstrations: int = 1500
     """expert dialogues to draw where the environment has an expert"""
     limit: int | None = None
-    """use this many rows at most; null uses all"""
+    """use this many rows at most, drawn at random from a file; null uses all"""
+    role: Literal["assistant", "user"] = "assistant"
+    """dialogues: whose side the policy plays; user trains a model that can play the user (env.kwargs.user)"""
     rows_per_label: int | None = None
     """classification: ℓ and the warm start see this many rows of each label, R sees all; null shows both all"""
 

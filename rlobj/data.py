@@ -10,7 +10,6 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -49,10 +48,9 @@ def load_rows(source: str, limit: int | None = None) -> list[Row]:
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit} rows of {source!r}: expected at least 1, or None for all")
     path = Path(source)
-    if path.is_file():
-        rows = list(islice(_file_rows(path), limit))
-    elif source in shipped():
-        rows = list(islice(_file_rows(shipped()[source]), limit))
+    file = path if path.is_file() else shipped().get(source)
+    if file is not None:
+        rows = list(_file_rows(file)) if limit is None else _sample(_file_rows(file), limit)
     elif path.suffix.lower() in FILE_SUFFIXES:
         raise ValueError(f"data file {source!r} does not exist")
     elif path.is_dir():
@@ -62,6 +60,18 @@ def load_rows(source: str, limit: int | None = None) -> list[Row]:
     if not rows:
         raise ValueError(f"data {source!r} has no rows")
     return rows
+
+
+def _sample(rows: Iterable[Row], limit: int) -> list[Row]:
+    """A sample of rows whose number is not known, in their order, with no more than `limit` in memory (reservoir
+    sampling, Vitter 1985)."""
+    rng = random.Random(f"limit {limit}")
+    kept: list[tuple[int, Row]] = []
+    for number, row in enumerate(rows):
+        place = number if number < limit else rng.randrange(number + 1)
+        if place < limit:
+            kept[place : place + 1] = [(number, row)]
+    return [row for _, row in sorted(kept, key=lambda each: each[0])]
 
 
 def _file_rows(path: Path) -> Iterator[Row]:
@@ -219,7 +229,7 @@ def labelled_rows(
             rows.append([(text, _label(label, label_column, where))])
     labels = flat(rows)[1]
     if len(set(labels)) < 2:
-        cut = f"; data.limit is {limit}: raise it, or shuffle a file that is sorted" if len(rows) == limit else ""
+        cut = f"; data.limit is {limit}: raise it" if len(rows) == limit else ""
         raise ValueError(
             f"all {len(labels)} rows of {source!r} have the label {labels[0]!r}: expected at least two{cut}"
         )
@@ -248,11 +258,14 @@ def _column(row: Row, column: str, key: str, where: str) -> Any:
 # Dialogues ------------------------------------------------------------------------------------------------------------
 
 
-def dialogues(source: str, limit: int | None = None) -> Dialogues:
+def dialogues(source: str, limit: int | None = None, role: str = "assistant") -> Dialogues:
     """Dialogues from a column `messages` in chat format; or `turns` of `speaker` and `text`; or `prompt` and
     `completion`; or the `chosen` of preferences.
 
     Those that nothing can be learned from are left out and counted.
+
+    Args:
+        role: whose side the policy plays: "user" swaps user and assistant, and leaves out what a user does not see.
 
     Raises:
         ValueError: no such column, or no dialogue is left.
@@ -261,6 +274,8 @@ def dialogues(source: str, limit: int | None = None) -> Dialogues:
     reasons: Counter[str] = Counter()
     for number, row in enumerate(load_rows(source, limit)):
         messages = _dialogue(row, f"row {number} of {source!r}")
+        if role == "user":
+            messages = swap_roles(messages)
         reason = _unusable(messages)
         if reason is None:
             kept.append(messages)
@@ -285,6 +300,12 @@ def _dialogue(row: Row, where: str) -> list[Message]:
         f"{where} has the columns {', '.join(map(str, row))}: expected messages, or turns, "
         "or prompt and completion, or chosen"
     )
+
+
+def swap_roles(messages: Iterable[Message]) -> list[Message]:
+    """The dialogue as its user sees it: the user is the assistant now, system and tool messages are gone."""
+    swapped = {"user": "assistant", "assistant": "user"}
+    return [{**m, "role": swapped[m["role"]]} for m in messages if m["role"] in swapped]
 
 
 def _turns(value: Any, where: str) -> list[Message]:
@@ -397,7 +418,10 @@ def mismatched_pairs(replies: Sequence[Row], n: int, seed: int) -> list[Row]:
     """
     texts = [row["completion"][-1]["content"] for row in replies]
     if len(set(texts)) < 2:
-        raise ValueError(f"{len(replies)} replies, all the same: expected at least two different ones to compare")
+        raise ValueError(
+            f"{len(replies)} replies, all the same: expected at least two different ones to oppose to each other; give "
+            "a larger corpus, or pairs of your own with --data.preferences"
+        )
     rng = random.Random(f"mismatched {seed}")
     pairs = []
     for index in rng.sample(range(len(replies)), min(n, len(replies))):

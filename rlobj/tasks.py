@@ -24,12 +24,14 @@ from envs.recommendation import RecommendationEnv
 from rlobj import data
 from rlobj.chat_format import Message
 from rlobj.config import RunConfig
+from rlobj.model_user import ModelUser
 from rlobj.rollout import factory_of
 from rlobj.supervised import SupervisedRow, dialogue_rows, label_rows
 from rlobj.validation import environment_class
 
 Dialogue = list[Message]
 Pair = dict[str, Any]
+MODEL_USER = "model:"
 CLASSIFICATION = "rlobj/Classification-v0"
 HELD_OUT = 0.1
 """Share of the labelled data kept from training where no evaluation file is given."""
@@ -240,16 +242,29 @@ def _shuffled(seeds: list[int], seed: int) -> list[int]:
     return [seeds[i] for i in np.random.default_rng(seed).permutation(len(seeds))]
 
 
+def _user(config: RunConfig) -> Any:
+    """Who answers the policy in a corpus's dialogues: env.kwargs.user, where "model:PATH" is a language model."""
+    user = config.env.kwargs.get("user")
+    if isinstance(user, str) and user.startswith(MODEL_USER):
+        return ModelUser(user.removeprefix(MODEL_USER))
+    return user
+
+
 def _corpus(config: RunConfig) -> Task:
     assert config.data.train is not None
-    loaded = data.dialogues(config.data.train, config.data.limit)
-    if config.data.eval is not None:
-        train, held_out = loaded.messages, data.dialogues(config.data.eval, config.data.limit).messages
+    source = config.data
+    loaded = data.dialogues(config.data.train, source.limit, source.role)
+    if source.eval is not None:
+        train, held_out = loaded.messages, data.dialogues(source.eval, source.limit, source.role).messages
     else:
         train, held_out = data.split_rows(loaded.messages, HELD_OUT, config.seed)
     replies, held_out_replies = data.replies(train), data.replies(held_out)
 
-    def env_kwargs(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    user = _user(config)
+
+    def env_kwargs(dialogues: list[Dialogue], rows: list[dict[str, Any]]) -> dict[str, Any]:
+        if user is not None:
+            return {"dialogues": dialogues, "user": user}
         return {
             "prompts": [row["prompt"] for row in rows],
             "references": [row["completion"][-1]["content"] for row in rows],
@@ -271,10 +286,10 @@ def _corpus(config: RunConfig) -> Task:
     if loaded.dropped:
         facts["left out"] = f"{loaded.dropped} dialogues: {loaded.why}"
     return Task(
-        train_env=_make_env(config, **env_kwargs(replies)),
-        make_eval_env=factory_of(_make_env(config, **env_kwargs(held_out_replies))),
-        train_seeds=_shuffled(_training_seeds(config, len(replies)), config.seed),
-        eval_seeds=range(min(len(held_out_replies), config.env.eval_episodes)),
+        train_env=_make_env(config, **env_kwargs(train, replies)),
+        make_eval_env=factory_of(_make_env(config, **env_kwargs(held_out, held_out_replies))),
+        train_seeds=_shuffled(_training_seeds(config, len(train if user else replies)), config.seed),
+        eval_seeds=range(min(len(held_out if user else held_out_replies), config.env.eval_episodes)),
         texts=lambda: [m["content"] for dialogue in train for m in dialogue],
         rows=_dialogue_row_maker(train, held_out, config),  # every reply of a dialogue is a target, once
         pairs=pairs,

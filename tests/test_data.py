@@ -79,7 +79,7 @@ def test_each_format_gives_back_what_was_written(tmp_path, name):
     else:
         write(source)
     assert data.load_rows(str(source)) == ROWS
-    assert data.load_rows(str(source), 2) == ROWS[:2]
+    assert len(data.load_rows(str(source), 2)) == 2
     assert data.load_rows(str(source), 100) == ROWS
 
 
@@ -91,7 +91,6 @@ def test_byte_order_mark_and_windows_line_ends_are_no_data(tmp_path, name):
 def test_blank_lines_are_skipped_and_counted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n\n  \n{"a": 2}\n\n{"a": \n')
-    assert data.load_rows(str(path), 2) == [{"a": 1}, {"a": 2}]
     with pytest.raises(ValueError, match="line 6 is not JSON"):
         data.load_rows(str(path))
     table = tmp_path / "a.csv"
@@ -109,15 +108,14 @@ def test_half_a_character_is_replaced_and_a_whole_one_is_not(tmp_path, name):
     assert data.load_rows(str(path)) == [expected]
 
 
-def test_limit_reads_no_further_than_it_must(tmp_path):
-    for name, broken in (("a.jsonl", "no JSON\n"), ("a.csv", "1,2,3,4\n")):
-        path = tmp_path / name
-        write(path)
-        with open(path, "a") as file:
-            file.write(broken)
-        assert data.load_rows(str(path), len(ROWS)) == ROWS
-        with pytest.raises(ValueError, match="line"):
-            data.load_rows(str(path), len(ROWS) + 1)
+def test_a_limit_is_a_sample_of_the_whole_file_in_its_order(tmp_path):
+    rows = [{"n": n} for n in range(200)]
+    source = jsonl(tmp_path, rows)
+    some = data.load_rows(source, 20)
+    assert some == data.load_rows(source, 20) == sorted(some, key=lambda row: row["n"])
+    assert len({row["n"] for row in some}) == 20 and min(some[0]["n"], 199 - some[-1]["n"]) < 50
+    assert sum(row["n"] >= 100 for row in some) > 3, "not the first rows alone"
+    assert data.load_rows(source, 200) == data.load_rows(source, 500) == rows
 
 
 @pytest.mark.parametrize(
@@ -192,7 +190,7 @@ def test_a_data_set_has_a_split_a_limit_and_names_of_classes(tmp_path, monkeypat
 def test_labelled_texts(tmp_path):
     source = jsonl(tmp_path, [{"q": " a ", "y": 1}, {"q": "b", "y": " yes "}, {"q": "c", "y": True}])
     assert data.labelled(source, "q", "y") == ([" a ", "b", "c"], ["1", "yes", "True"])
-    assert data.labelled(source, "q", "y", 2)[1] == ["1", "yes"]
+    assert len(data.labelled(source, "q", "y", 2)[1]) == 2
 
 
 @pytest.mark.parametrize(
@@ -216,8 +214,8 @@ def test_labels_that_nothing_can_be_learned_from(tmp_path, rows, message):
 
 def test_a_limit_that_leaves_one_label_is_named(tmp_path):
     source = jsonl(tmp_path, [{"text": "a", "label": label} for label in "xxy"])
-    with pytest.raises(ValueError, match=r"all 2 rows .*data\.limit is 2: raise it"):
-        data.labelled(source, "text", "label", 2)
+    with pytest.raises(ValueError, match=r"all 1 rows .*data\.limit is 1: raise it"):
+        data.labelled(source, "text", "label", 1)
     only = jsonl(tmp_path, [{"text": "a", "label": "x"}])
     with pytest.raises(ValueError, match=r"at least two$"):  # here the limit has cut nothing off
         data.labelled(only, "text", "label", 2)

@@ -18,7 +18,7 @@ LAYERS = {
     "1 parts": (
         "config", "data", "encoder_policy", "policies", "progress", "recipes", "trl_fields", "validation",
     ),
-    "2 loops": ("evaluation", "rollout", "supervised", "trainer"),
+    "2 loops": ("evaluation", "model_user", "rollout", "supervised", "trainer"),
     "3 story": ("chat", "pipeline", "report", "tasks"),
     "4 verbs": ("cli", "__main__"),
 }  # fmt: skip
