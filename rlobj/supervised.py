@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
@@ -175,10 +176,16 @@ def warm_start(
     """Train the policy on labelled rows before any reward (RL4LMs' supervised warm start) and save it.
 
     A causal policy goes through TRL's `SFTTrainer`; its rows are tokenised already, and it leaves them as they are.
+    Without rows or epochs the policy is saved as it came.
 
     Returns: the training log, one dict per logged step.
     """
     directory = Path(directory)
+    if not rows or epochs == 0:
+        if PartialState().is_main_process:
+            save_policy(policy, tokenizer, directory)
+        PartialState().wait_for_everyone()
+        return []
     fields: dict[str, Any] = {
         "output_dir": str(directory.parent / "checkpoints" / directory.name),
         "num_train_epochs": epochs,

@@ -32,6 +32,7 @@ from rlobj.validation import environment_class
 Dialogue = list[Message]
 Pair = dict[str, Any]
 MODEL_USER = "model:"
+DIALOGUE = "rlobj/Dialogue-v0"
 CLASSIFICATION = "rlobj/Classification-v0"
 HELD_OUT = 0.1
 """Share of the labelled data kept from training where no evaluation file is given."""
@@ -66,14 +67,9 @@ def make_task(config: RunConfig) -> Task:
     """
     if config.policy.kind == "encoder":
         return _choices(config)
-    if config.data.train is not None:
+    if config.env.id == DIALOGUE and config.data.train is not None:
         return _corpus(config)
-    if has_expert(type(_make_env(config).unwrapped)):
-        return _expert(config)
-    raise ValueError(
-        f"env.id is {config.env.id!r}, which has no expert of its own: give labelled dialogues with "
-        "--data.train PATH (JSON lines in chat format)"
-    )
+    return _environment(config)
 
 
 def _make_env(config: RunConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
@@ -87,19 +83,20 @@ def _training_seeds(config: RunConfig, population: int) -> list[int]:
     return [i % population for i in range(prompts)]
 
 
-def _expert(config: RunConfig) -> Task:
+def _environment(config: RunConfig) -> Task:
+    """An environment that makes up its own episodes. Labelled dialogues come from the user's file, or from the
+    environment's own expert; without either there is no ℓ."""
     env = _make_env(config)
     make_env = factory_of(env)
-    demos = demonstrations(make_env, config.data.demonstrations, seed=config.seed)
-    train, held_out = data.split_rows(demos, HELD_OUT, config.seed)
+    eval_seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + config.env.eval_episodes)
+    train, held_out, facts = _labelled_dialogues(config, make_env)
 
     def pairs() -> tuple[list[Pair], list[Pair]]:
+        if config.data.preferences is not None:
+            return data.split_pairs(data.preference_rows(config.data.preferences, None), HELD_OUT, config.seed)
         made = preference_pairs(make_env, config.reward.pairs, seed=config.seed + 1)
         return data.split_rows(made, HELD_OUT, config.seed)
 
-    success = sum(d["success"] for d in demos) / len(demos)
-    eval_seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + config.env.eval_episodes)
-    facts = {"demonstrations": f"{len(train)} to train on, {len(held_out)} held out; {success:.0%} of them succeed"}
     possible = ceiling(make_env, eval_seeds)
     if possible is not None:
         facts["ceiling"] = f"{possible:.1%} of the {len(eval_seeds)} customers of the evaluation can be served at all"
@@ -108,17 +105,41 @@ def _expert(config: RunConfig) -> Task:
         make_eval_env=make_env,
         train_seeds=_training_seeds(config, config.env.train_episodes),
         eval_seeds=eval_seeds,
-        texts=lambda: [m["content"] for d in train for m in d["messages"]],
-        rows=_dialogue_row_maker([d["messages"] for d in train], [d["messages"] for d in held_out], config),
+        texts=lambda: [m["content"] for dialogue in train for m in dialogue],
+        rows=_dialogue_row_maker(train, held_out, config),
         pairs=pairs,
         facts=facts,
     )
+
+
+def _labelled_dialogues(
+    config: RunConfig, make_env: Callable[[], gymnasium.Env[Any, Any]]
+) -> tuple[list[Dialogue], list[Dialogue], dict[str, str]]:
+    """Dialogues to train on and held out, and what the report says of them; none where nobody has any."""
+    source = config.data
+    if source.train is not None:
+        loaded = data.dialogues(source.train, source.limit, source.role)
+        if source.eval is not None:
+            train, held_out = loaded.messages, data.dialogues(source.eval, source.limit, source.role).messages
+        else:
+            train, held_out = data.split_rows(loaded.messages, HELD_OUT, config.seed)
+        facts = {"labelled dialogues": f"{len(train)} to train on, {len(held_out)} held out"}
+        return train, held_out, facts
+    if not has_expert(type(make_env().unwrapped)):
+        return [], [], {}
+    demos = demonstrations(make_env, source.demonstrations, seed=config.seed)
+    success = sum(d["success"] for d in demos) / len(demos)
+    train, held_out = data.split_rows([d["messages"] for d in demos], HELD_OUT, config.seed)
+    facts = {"demonstrations": f"{len(train)} to train on, {len(held_out)} held out; {success:.0%} of them succeed"}
+    return train, held_out, facts
 
 
 def _dialogue_row_maker(
     train: list[Dialogue], held_out: list[Dialogue], config: RunConfig
 ) -> Callable[[PreTrainedTokenizerBase], tuple[list[SupervisedRow], list[SupervisedRow]]]:
     def make(tokenizer: PreTrainedTokenizerBase) -> tuple[list[SupervisedRow], list[SupervisedRow]]:
+        if not train:
+            return [], []
         length = config.policy.max_length
         return dialogue_rows(tokenizer, train, length), dialogue_rows(tokenizer, held_out[:MAX_HELD_OUT_ROWS], length)
 

@@ -237,8 +237,10 @@ def _check_reward_function(function: str | None) -> None:
 
 
 def _check_supervision(config: RunConfig) -> None:
+    from envs.experts import has_expert
+
     env_id = config.env.id
-    if config.data.train is not None or env_id in (CUSTOMER_SERVICE, MOVIE_BOOKING) or _is_choice(env_id):
+    if config.data.train is not None or _is_choice(env_id) or has_expert(environment_class(env_id)):
         return
     if env_id == DIALOGUE and not config.env.kwargs.get("prompts"):
         raise ValueError(
@@ -250,6 +252,16 @@ def _check_supervision(config: RunConfig) -> None:
         raise ValueError(
             f"objective.lambda_sup is {wants[0]}, but there is no labelled data for ℓ: give it with "
             "--data.train PATH, or set --objective.lambda_sup 0"
+        )
+    if config.warm_start.epochs > 0:
+        raise ValueError(
+            f"warm_start.epochs is {config.warm_start.epochs}, but there is no labelled data for it: give it with "
+            "--data.train PATH, or set --warm_start.epochs 0"
+        )
+    if config.policy.model is None:
+        raise ValueError(
+            "policy.model is null, and without labelled data nothing teaches a new model to write: give a model with "
+            "--policy.model, or labelled dialogues with --data.train PATH"
         )
 
 

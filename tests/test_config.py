@@ -188,7 +188,11 @@ def test_no_supervision_without_data() -> None:
     kwargs = ["--env.kwargs", '{prompts: [[{role: user, content: "hello"}]]}']
     arguments = ["--env.id", "rlobj/Dialogue-v0", *kwargs, "--reward.kind", "environment"]
     assert "there is no labelled data for ℓ" in refusal("customer-service", *arguments)
-    validate(load_recipe("customer-service", [*arguments, "--objective.lambda_sup", "0"]))
+    arguments += ["--objective.lambda_sup", "0"]
+    assert refusal("customer-service", *arguments).startswith("warm_start.epochs is 1.0, but there is no labelled data")
+    arguments += ["--warm_start.epochs", "0"]
+    assert refusal("customer-service", *arguments).startswith("policy.model is null, and without labelled data")
+    validate(load_recipe("customer-service", [*arguments, "--policy.model", "a/model"]))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import small_policy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlobj.pipeline import Interrupted, load_summary, run
@@ -162,6 +163,31 @@ def test_corpus_of_dialogues_from_a_file(tmp_path):
     assert "success" not in table[0], "a corpus knows no task success"
     assert {"return", "ell", "kl"} <= table[1].keys()
     assert "1 dialogues: 1 without an assistant" in report.read_text(encoding="utf-8")
+
+
+def test_an_environment_of_somebody_elses_without_any_labels(tmp_path):
+    model = small_policy(tmp_path / "model")
+    report = small_run(
+        "environment", tmp_path, env__id="envs.adapters:rlobj/FromGymnasium-v0", policy__model=model,
+        warm_start__epochs=0, env__kwargs='{"env_id": "rlobj/CustomerService-v0"}', policy__max_length=300,
+    )  # fmt: skip
+    table = load_summary(report.parent)
+    assert [row["name"] for row in table] == ["warm start", "λ = 0"] and "ell" not in table[0]
+    untouched = [load_file(path / "model.safetensors") for path in (model, report.parent / "warm_start")]
+    assert all(torch.equal(weights, untouched[1][name]) for name, weights in untouched[0].items())
+    with pytest.raises(ValueError, match=r"policy.model is null, and without labelled data"):
+        small_run("environment", tmp_path, env__id="envs.adapters:rlobj/FromGymnasium-v0", warm_start__epochs=0)
+
+
+def test_customer_service_learns_from_dialogues_of_the_users_own(tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": f"i need plan {n}"}, {"role": "assistant", "content": "which one ?"}]}
+        for n in range(20)
+    ]
+    data = write_jsonl(tmp_path / "mine.jsonl", rows)
+    report = small_run("customer-service", tmp_path, data__train=data, reward__kind="environment")
+    assert "18 to train on, 2 held out" in report.read_text(encoding="utf-8")
+    assert {"success", "ell"} <= load_summary(report.parent)[1].keys()
 
 
 @pytest.mark.slow
