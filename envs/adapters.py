@@ -15,6 +15,10 @@ from gymnasium.spaces import Discrete
 from envs.core import Message, StepResult, TextEnv
 from envs.spaces import Chat, Text
 
+SHOWN = (Text, Chat, gymnasium.spaces.Text)
+TAKEN = (Text, Discrete, gymnasium.spaces.Text)
+"""Spaces of observations, and of actions, that a text environment can stand in for."""
+
 
 class FromGymnasium(TextEnv):
     """Any Gymnasium environment that shows text and takes text or a `Discrete` action.
@@ -39,9 +43,9 @@ class FromGymnasium(TextEnv):
         super().__init__(**kwargs)
         self.inner = gymnasium.make(env_id, **(env_kwargs or {})) if isinstance(env_id, str) else env_id
         space, actions = self.inner.observation_space, self.inner.action_space
-        if not isinstance(space, Text | Chat | gymnasium.spaces.Text):
+        if not isinstance(space, SHOWN):
             raise ValueError(f"{env_id!r} shows {space}: expected text; wrap it in one that describes what it shows")
-        if not isinstance(actions, Text | Discrete | gymnasium.spaces.Text):
+        if not isinstance(actions, TAKEN):
             raise ValueError(f"{env_id!r} takes {actions}: expected text or Discrete actions")
         # a policy may write anything, so what Gymnasium's own Text leaves out is for the environment to judge
         self.action_space = actions if isinstance(actions, Discrete) else Text()
@@ -72,6 +76,14 @@ class FromGymnasium(TextEnv):
 
     def own_reward(self) -> float:
         return 0.0  # the turns have earned it all
+
+
+def as_text_env(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """`env` itself, or in `FromGymnasium` where it is no text environment but shows and takes text."""
+    if isinstance(env.unwrapped, TextEnv):
+        return env
+    is_text = isinstance(env.observation_space, SHOWN) and isinstance(env.action_space, TAKEN)
+    return FromGymnasium(env) if is_text else env
 
 
 def _messages(observation: Any) -> list[Message]:

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
+from envs.adapters import as_text_env
 from envs.core import Episode, Message, OnBadReward, Reward, StepResult, TextEnv, resolve_reward, score
 
 
@@ -22,8 +23,8 @@ class TextVectorEnv(SyncVectorEnv):
     `final_rewards` scores all at the end.
 
     Args:
-        make_env: makes one text environment; wrappers around it are kept. A wrapper sees what its turns earn, but not
-            the reward of the whole episode, which is added behind it.
+        make_env: makes one text environment, or any of Gymnasium's that shows and takes text; wrappers around it are
+            kept. A wrapper sees what its turns earn, but not the reward of the whole episode, which is added behind it.
         reward: scores all episodes in one call; None for the reward that the environments were made with, or their own.
         on_bad_reward: what a NaN or infinite reward does, see `envs.core.score_episodes`; None as the environments say.
     """
@@ -43,7 +44,7 @@ class TextVectorEnv(SyncVectorEnv):
                 "autoreset_mode is SAME_STEP: an episode must outlive the step that ends it, to be scored with the "
                 "others; expected NEXT_STEP or DISABLED"
             )
-        super().__init__([make_env] * num_envs, copy=False, autoreset_mode=autoreset_mode)
+        super().__init__([lambda: as_text_env(make_env())] * num_envs, copy=False, autoreset_mode=autoreset_mode)
         for env in self.envs:
             if not isinstance(env.unwrapped, TextEnv):
                 raise TypeError(f"make_env makes {env!r}: expected a text environment (envs.TextEnv)")

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from envs.adapters import as_text_env
 from envs.core import Episode, OnBadReward, TextEnv
 from envs.vector import TextVectorEnv
 from reward_models.trained import as_plain_text
@@ -115,13 +116,13 @@ def episode_seed(prompt: Sequence[dict[str, Any]]) -> int:
 
 
 def factory_of(env: gymnasium.Env[Any, Any]) -> Callable[[], gymnasium.Env[Any, Any]]:
-    """A function that makes more environments like `env`, with its time limit and its wrappers.
+    """A function that makes more environments like `env`, with its time limit and its wrappers, as text environments.
 
     Raises:
         TypeError: `env` was not made by `gymnasium.make`, is no text environment, or has a wrapper that cannot be made
             again.
     """
-    if env.spec is None or not isinstance(env.unwrapped, TextEnv):
+    if env.spec is None or not isinstance(as_text_env(env).unwrapped, TextEnv):
         raise TypeError(f"env is {env!r}: expected a rlobj text environment made by gymnasium.make (envs.TextEnv)")
     spec = env.spec
     creator: Any = spec.entry_point if callable(spec.entry_point) else load_env_creator(spec.entry_point or "")
@@ -140,7 +141,7 @@ def factory_of(env: gymnasium.Env[Any, Any]) -> Callable[[], gymnasium.Env[Any, 
             made = TimeLimit(made, spec.max_episode_steps)
         for wrapper, kwargs in wrappers:
             made = wrapper(env=made, **kwargs)
-        return made
+        return as_text_env(made)
 
     return make_env
 

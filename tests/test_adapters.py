@@ -7,7 +7,7 @@ import pytest
 from gymnasium.spaces import Discrete
 from gymnasium.spaces import Text as GymnasiumText
 
-import envs  # noqa: F401  (registers the environments)
+from envs import TextVectorEnv
 from envs.adapters import FromGymnasium
 from envs.spaces import Text
 
@@ -69,3 +69,17 @@ def test_by_id():
 def test_what_is_not_text_is_refused():
     with pytest.raises(ValueError, match=r"CartPole-v1.*expected text"):
         FromGymnasium("CartPole-v1")
+
+
+def test_many_at_once_need_no_wrapping():
+    vector = TextVectorEnv(lambda: gymnasium.wrappers.TimeLimit(Countdown(), 2), 3)
+    first, _ = vector.reset(seed=[5, 6, 7])
+    assert [m[0]["content"] for m in first] == [
+        FromGymnasium(Countdown()).reset(seed=s)[0][0]["content"] for s in (5, 6, 7)
+    ]
+    _, rewards, *_ = vector.step([first[0][0]["content"], "no", first[2][0]["content"]])
+    assert rewards.tolist() == [1.0, 0.0, 1.0]
+    _, _, terminated, truncated, _ = vector.step(["no"] * 3)
+    assert all(terminated | truncated), "the time limit is kept"
+    with pytest.raises(TypeError, match=r"make_env makes .*CartPole.*: expected a text environment"):
+        TextVectorEnv(lambda: gymnasium.make("CartPole-v1"), 2)
