@@ -1,6 +1,6 @@
 """Environments of other libraries as text environments.
 
-Importing this module registers `rlobj/FromGymnasium-v0`: `--env.id envs.adapters:rlobj/FromGymnasium-v0`.
+Importing this module registers `adapters/FromGymnasium-v0`: `--env.id envs.adapters:adapters/FromGymnasium-v0`.
 """
 
 from __future__ import annotations
@@ -92,5 +92,5 @@ def _messages(observation: Any) -> list[Message]:
     return [dict(message) for message in observation]
 
 
-if "rlobj/FromGymnasium-v0" not in gymnasium.registry:
-    register("rlobj/FromGymnasium-v0", entry_point="envs.adapters:FromGymnasium")
+if "adapters/FromGymnasium-v0" not in gymnasium.registry:
+    register("adapters/FromGymnasium-v0", entry_point="envs.adapters:FromGymnasium")

@@ -62,7 +62,7 @@ def test_a_conversation_is_appended_and_not_repeated():
 
 
 def test_by_id():
-    env = gymnasium.make("envs.adapters:rlobj/FromGymnasium-v0", env_id="rlobj/CustomerService-v0")
+    env = gymnasium.make("envs.adapters:adapters/FromGymnasium-v0", env_id="rlobj/CustomerService-v0")
     assert env.reset(seed=1)[0] == gymnasium.make("rlobj/CustomerService-v0").reset(seed=1)[0]
 
 
