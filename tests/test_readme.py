@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
+import gymnasium
 import pytest
+from gymnasium.utils.env_checker import check_env
+from small import small_args, small_policy
 from transformers import AutoModelForCausalLM
 
+from rlobj.policies import load_causal, load_tokenizer
 from rlobj.recipes import recipes
+from rlobj.trainer import ObjectiveTrainer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,6 +38,46 @@ def test_many_episodes_at_once():
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     assert names["rewards"].shape == (256,) and len(names["observations"][0]) > 3
+
+
+def example(begins: str) -> str:
+    """The README's Python example that begins so."""
+    return next(code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if code.startswith(begins))
+
+
+@pytest.fixture
+def guess():
+    code = example("import gymnasium\nfrom envs import StepResult")
+    assert len(code.splitlines()) < 40
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    yield gymnasium.make("my/Guess-v0", disable_env_checker=True)
+    del gymnasium.registry["my/Guess-v0"]
+
+
+def test_an_environment_of_ones_own_is_gymnasiums_and_can_be_trained_in(guess, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(guess.unwrapped)
+    guess.reset(seed=1)
+    _, reward, terminated, _, info = guess.step(f"is it {guess.unwrapped.number} ?")
+    assert (reward, terminated, info["success"]) == (pytest.approx(0.9), True, True)
+    path = small_policy(tmp_path / "policy")
+    args = small_args(tmp_path, max_steps=2)
+    trainer = ObjectiveTrainer(load_causal(path), args=args, processing_class=load_tokenizer(path), env=guess)
+    trainer.train()
+    assert any("environment/turns" in log for log in trainer.state.log_history)
+
+
+@pytest.mark.filterwarnings("ignore:You are importing from 'rollout_func'")
+def test_an_environment_in_trls_own_trainer(guess, tmp_path, monkeypatch):
+    path = small_policy(tmp_path / "policy")
+    before = load_causal(path).state_dict()
+    policy, tokenizer = load_causal(path), load_tokenizer(path)
+    args = small_args(tmp_path, max_steps=2)
+    code = example("from trl import GRPOTrainer\nfrom rlobj")
+    exec(compile(code, "README.md", "exec"), {"policy": policy, "tokenizer": tokenizer, "args": args, "env": guess})
+    assert any((before[name] != weights).any() for name, weights in policy.state_dict().items()), "it has learned"
 
 
 def test_every_file_that_is_named_is_there():
