@@ -77,10 +77,21 @@ def _make_env(config: RunConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     return gymnasium.make(config.env.id, disable_env_checker=True, **{**config.env.kwargs, **kwargs})
 
 
-def _training_seeds(config: RunConfig, population: int) -> list[int]:
+def _training_seeds(config: RunConfig) -> list[int]:
     """One seed per prompt of the whole training: one pass of the sampler, so that a resume goes on where it was."""
-    prompts = config.training.steps * config.training.prompts_per_step
-    return [i % population for i in range(prompts)]
+    return [i % config.env.train_episodes for i in range(_prompts(config))]
+
+
+def _prompts(config: RunConfig) -> int:
+    return config.training.steps * config.training.prompts_per_step
+
+
+def _rows_in_turn(count: int, population: int, seed: int) -> list[int]:
+    """`count` of the numbers below `population`: every pass has each once, in an order of its own. Files are often
+    sorted, so the first rows alone would teach, or judge, the first labels alone."""
+    rng = np.random.default_rng(seed)
+    passes = [rng.permutation(population) for _ in range(-(-count // population))]
+    return [int(row) for row in np.concatenate(passes)[:count]]
 
 
 def _environment(config: RunConfig) -> Task:
@@ -103,7 +114,7 @@ def _environment(config: RunConfig) -> Task:
     return Task(
         train_env=env,
         make_eval_env=make_env,
-        train_seeds=_training_seeds(config, config.env.train_episodes),
+        train_seeds=_training_seeds(config),
         eval_seeds=eval_seeds,
         texts=lambda: [m["content"] for dialogue in train for m in dialogue],
         rows=_dialogue_row_maker(train, held_out, config),
@@ -165,11 +176,14 @@ def _choices(config: RunConfig) -> Task:
             f"the evaluation data {source.eval!r} have {len(held_out.action_names)} choices, the training data "
             f"{len(train.action_names)}: expected the same"
         )
-    first_held_out = 0 if held_out.population else FIRST_HELD_OUT_SEED
-    eval_count = min(held_out.population or config.env.eval_episodes, config.env.eval_episodes)
     examples = train.examples(range(train.population or source.demonstrations))
-    eval_rows = held_out.population or MAX_HELD_OUT_ROWS
-    eval_examples = held_out.examples(range(first_held_out, first_held_out + eval_rows))
+    eval_seeds: Sequence[int]
+    if held_out.population is not None:
+        eval_seeds = _some(held_out.population, config.env.eval_episodes)
+        eval_examples = held_out.examples(range(held_out.population))
+    else:
+        eval_seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + config.env.eval_episodes)
+        eval_examples = held_out.examples(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + MAX_HELD_OUT_ROWS))
     few = examples
     if source.rows_per_label is not None:
         names = [train.action_names[action] for _, action in examples]
@@ -186,15 +200,15 @@ def _choices(config: RunConfig) -> Task:
     return Task(
         train_env=train_env,
         make_eval_env=factory_of(eval_env),
-        train_seeds=_shuffled(_training_seeds(config, episodes), config.seed),
-        eval_seeds=range(first_held_out, first_held_out + eval_count),
+        train_seeds=_rows_in_turn(_prompts(config), episodes, config.seed),
+        eval_seeds=eval_seeds,
         texts=lambda: [message["content"] for messages, _ in examples for message in messages],
         rows=rows,
         pairs=no_pairs,
         label_names=train.action_names,
         facts={
             "labelled texts": f"{episodes} to be rewarded on, {len(few)} of them with their label for ℓ, "
-            f"{held_out.population or eval_count} held out, {len(train.action_names)} actions"
+            f"{held_out.population or len(eval_seeds)} held out, {len(train.action_names)} actions"
         },
     )
 
@@ -259,8 +273,9 @@ def _recommendation_data(config: RunConfig) -> tuple[dict[str, Any], dict[str, A
     return {"impressions": rows, "click_model": users}, {"impressions": held_out, "click_model": users}
 
 
-def _shuffled(seeds: list[int], seed: int) -> list[int]:
-    return [seeds[i] for i in np.random.default_rng(seed).permutation(len(seeds))]
+def _some(population: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `population`, in rising order; the same for every run of one file."""
+    return sorted(_rows_in_turn(min(population, count), population, seed=0))
 
 
 def _user(config: RunConfig) -> Any:
@@ -309,8 +324,8 @@ def _corpus(config: RunConfig) -> Task:
     return Task(
         train_env=_make_env(config, **env_kwargs(train, replies)),
         make_eval_env=factory_of(_make_env(config, **env_kwargs(held_out, held_out_replies))),
-        train_seeds=_shuffled(_training_seeds(config, len(train if user else replies)), config.seed),
-        eval_seeds=range(min(len(held_out if user else held_out_replies), config.env.eval_episodes)),
+        train_seeds=_rows_in_turn(_prompts(config), len(train if user else replies), config.seed),
+        eval_seeds=_some(len(held_out if user else held_out_replies), config.env.eval_episodes),
         texts=lambda: [m["content"] for dialogue in train for m in dialogue],
         rows=_dialogue_row_maker(train, held_out, config),  # every reply of a dialogue is a target, once
         pairs=pairs,
