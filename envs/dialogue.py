@@ -135,10 +135,12 @@ def _resolve_user(user: User | str | None) -> User | Literal["replay"] | None:
         return user
     try:
         found: User = pkgutil.resolve_name(user)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(
             f"user is {user!r}: expected {REPLAY!r}, a function, or a function's 'module:name' ({error})"
         ) from error
+    if not callable(found):
+        raise ValueError(f"user is {user!r}, which is {found!r}: expected a function (messages) -> text or None")
     return found
 
 

@@ -42,7 +42,8 @@ def environment_of(run_dir: Path) -> TextEnv | None:
     if not (run_dir / "config.yaml").exists():
         return None
     config = load_recipe(str(run_dir / "config.yaml"))
-    env = gymnasium.make(config.env.id, **config.env.kwargs).unwrapped
+    kwargs = {name: value for name, value in config.env.kwargs.items() if name != "user"}  # a person plays the user
+    env = gymnasium.make(config.env.id, **kwargs).unwrapped
     return env if isinstance(env, TextEnv) else None
 
 

@@ -41,7 +41,7 @@ from rlobj.runs import (
     stage_key,
 )
 from rlobj.supervised import SupervisedRow, quiet, warm_start
-from rlobj.tasks import Task, make_task
+from rlobj.tasks import MODEL_USER, Task, make_task
 from rlobj.trainer import ObjectiveTrainer
 
 WARM_START = "warm start"
@@ -421,11 +421,12 @@ class _Run:
 
 
 def _fingerprints(config: RunConfig) -> list[str]:
-    """Digests of the files that the data and the environment's arguments name: one whose content has changed is
-    another input."""
+    """Digests of the files that the data and the environment's arguments name, and of the weights of a model that plays
+    the user: one whose content has changed is another input."""
     given = [config.data.train, config.data.eval, config.data.preferences, *config.env.kwargs.values()]
-    names = [name for name in given if isinstance(name, str) and name]
-    files = [Path(name) if Path(name).is_file() else shipped().get(name) for name in names]
+    names = [name.removeprefix(MODEL_USER) for name in given if isinstance(name, str) and name]
+    paths = [Path(name) / "model.safetensors" if Path(name).is_dir() else Path(name) for name in names]
+    files = [path if path.is_file() else shipped().get(name) for path, name in zip(paths, names, strict=True)]
     return [content_digest(file) for file in files if file is not None]
 
 

@@ -218,6 +218,12 @@ def _check_reward(config: RunConfig) -> None:
             raise ValueError(
                 f"reward.{name} is {value!r}, but reward.kind is {reward.kind!r}: set --reward.kind {kind}"
             )
+    user = config.env.kwargs.get("user")
+    if reward.kind == "environment" and config.env.id == DIALOGUE and user not in (None, "replay"):
+        raise ValueError(
+            f"reward.kind is 'environment', which compares with the corpus's replies, but env.kwargs.user is {user!r}, "
+            "who leads the dialogue elsewhere: set --reward.kind trained or function"
+        )
     has_pairs = config.data.preferences is not None or config.env.id in (CUSTOMER_SERVICE, DIALOGUE)
     if reward.kind == "trained" and reward.model is None and not has_pairs:
         raise ValueError(

@@ -12,6 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from rlobj import data
+from rlobj.tasks import _rows_in_turn, _some
 
 ROWS = [
     {"text": "grüße, «Welt»", "label": "hello"},
@@ -405,3 +406,12 @@ def test_few_rows_of_each_label_are_drawn_the_same_way_each_time():
     few = data.few_per_label(labels, 5, seed=1)
     assert [labels[i] for i in few] == ["a"] * 5 + ["b"] * 3 + ["c"] * 5 and few == sorted(set(few))
     assert few == data.few_per_label(labels, 5, seed=1) != data.few_per_label(labels, 5, seed=2)
+
+
+def test_rows_are_used_in_an_order_of_their_own():
+    rows = _rows_in_turn(25, 10, seed=1)
+    assert sorted(rows[:10]) == sorted(rows[10:20]) == list(range(10)) != rows[:10] != rows[10:20]
+    assert rows == _rows_in_turn(25, 10, seed=1) != _rows_in_turn(25, 10, seed=2)
+    some = _some(1000, 20)
+    assert len(set(some)) == 20 and some == sorted(some) and some[0] < 300 and some[-1] >= 700
+    assert _some(5, 20) == list(range(5))

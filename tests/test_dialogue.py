@@ -13,6 +13,7 @@ from test_pipeline import small_run
 
 from envs.dialogue import DialogueEnv, word_f1
 from envs.vector import TextVectorEnv
+from rlobj.chat import environment_of
 from rlobj.chat_format import ChatFormat
 from rlobj.data import dialogues, swap_roles
 from rlobj.model_user import ModelUser
@@ -73,6 +74,10 @@ def test_what_does_not_belong_together_is_named():
         DialogueEnv(prompts=[SHOP[:2]], references=["x"], user="replay")
     with pytest.raises(ValueError, match="user is 'repaly': expected 'replay', a function"):
         DialogueEnv(user="repaly")
+    with pytest.raises(ValueError, match="user is 5: expected 'replay'"):
+        DialogueEnv(user=5)
+    with pytest.raises(ValueError, match="expected a function"):
+        DialogueEnv(user="envs.dialogue:EXAMPLES")
     with pytest.raises(ValueError, match="dialogues is empty"):
         DialogueEnv(user="replay", dialogues=[])
     with pytest.raises(ValueError, match="max_turns is 0"):
@@ -154,6 +159,9 @@ def test_a_run_against_the_corpuss_user_then_one_against_a_model_of_it(tmp_path)
         env__kwargs="{}", reward__kind="environment", objective__lambda_sup=0,
     )  # fmt: skip
     model = json.dumps({"user": f"model:{tmp_path / 'user' / 'warm_start'}", "max_turns": 2})
-    settings = {"reward__kind": "environment", "objective__lambda_sup": 0.1}
+    settings = {"objective__lambda_sup": 0.1}
+    with pytest.raises(ValueError, match=r"reward\.kind is 'environment', which compares with the corpus"):
+        small_run("corpus-dialogue", tmp_path, data__train=path, env__kwargs=model, reward__kind="environment")
     report = small_run("corpus-dialogue", tmp_path, name="both", data__train=path, env__kwargs=model, **settings)
     assert 1.0 <= load_summary(report.parent)[0]["turns"][0] <= 2.0
+    assert isinstance(environment_of(report.parent), DialogueEnv), "a person can talk to it"
