@@ -168,7 +168,7 @@ def test_corpus_of_dialogues_from_a_file(tmp_path):
 def test_an_environment_of_somebody_elses_without_any_labels(tmp_path):
     model = small_policy(tmp_path / "model")
     report = small_run(
-        "environment", tmp_path, env__id="envs.adapters:rlobj/FromGymnasium-v0", policy__model=model,
+        "environment", tmp_path, env__id="envs.adapters:adapters/FromGymnasium-v0", policy__model=model,
         warm_start__epochs=0, env__kwargs='{"env_id": "rlobj/CustomerService-v0"}', policy__max_length=300,
     )  # fmt: skip
     table = load_summary(report.parent)
@@ -176,7 +176,7 @@ def test_an_environment_of_somebody_elses_without_any_labels(tmp_path):
     untouched = [load_file(path / "model.safetensors") for path in (model, report.parent / "warm_start")]
     assert all(torch.equal(weights, untouched[1][name]) for name, weights in untouched[0].items())
     with pytest.raises(ValueError, match=r"policy.model is null, and without labelled data"):
-        small_run("environment", tmp_path, env__id="envs.adapters:rlobj/FromGymnasium-v0", warm_start__epochs=0)
+        small_run("environment", tmp_path, env__id="envs.adapters:adapters/FromGymnasium-v0", warm_start__epochs=0)
 
 
 def test_customer_service_learns_from_dialogues_of_the_users_own(tmp_path):
