@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 import envs  # noqa: F401  (registers the environments)
+from envs.adapters import spec_of
 from envs.core import TextEnv
 from rlobj.chat_format import ChatFormat, Message
 from rlobj.policies import load_causal, load_tokenizer
@@ -43,7 +44,7 @@ def environment_of(run_dir: Path) -> TextEnv | None:
         return None
     config = load_recipe(str(run_dir / "config.yaml"))
     kwargs = {name: value for name, value in config.env.kwargs.items() if name != "user"}  # a person plays the user
-    env = gymnasium.make(config.env.id, **kwargs).unwrapped
+    env = gymnasium.make(spec_of(config.env.id), **kwargs).unwrapped
     return env if isinstance(env, TextEnv) else None
 
 

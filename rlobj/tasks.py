@@ -15,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 import envs  # noqa: F401  (registers the environments)
+from envs.adapters import spec_of
 from envs.choice import ChoiceEnv, Example
 from envs.classification import ClassificationEnv
 from envs.clicks import ClickModel
@@ -74,7 +75,7 @@ def make_task(config: RunConfig) -> Task:
 
 def _make_env(config: RunConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     # the observation checks of gymnasium.make would run at every turn of every episode; our tests run them instead
-    return gymnasium.make(config.env.id, disable_env_checker=True, **{**config.env.kwargs, **kwargs})
+    return gymnasium.make(spec_of(config.env.id), disable_env_checker=True, **{**config.env.kwargs, **kwargs})
 
 
 def _training_seeds(config: RunConfig) -> list[int]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from envs.adapters import as_text_env
 from envs.core import OnBadReward
 from rlobj.encoder_policy import is_one_token_policy
 from rlobj.lambdas import LambdaForm, as_lambda
@@ -101,7 +102,7 @@ class ObjectiveTrainer(GRPOTrainer):
             )
             kwargs["rollout_func"] = EnvironmentRollout(factory_of(env), sampling, reward, on_bad_reward)
             reward_funcs = episode_return
-            train_dataset = episode_dataset(env, train_seeds if train_seeds is not None else range(1000))
+            train_dataset = episode_dataset(as_text_env(env), train_seeds if train_seeds is not None else range(1000))
         self._micro = 0
         self._ell_window: list[Tensor] = []
         self._probe_window: list[tuple[Tensor, Tensor]] = []

@@ -118,8 +118,15 @@ def _check_environment(env_id: str) -> None:
     import gymnasium
 
     import envs  # noqa: F401  (registers ours)
+    from envs.adapters import ADAPTERS, spec_of
 
     module, colon, name = env_id.partition(":")
+    if colon and module in ADAPTERS:
+        try:
+            spec_of(env_id)
+        except ImportError as error:
+            raise ValueError(f"env.id is {env_id!r}: {error}") from error
+        return
     if colon:
         try:
             importlib.import_module(module)
@@ -133,7 +140,7 @@ def _check_environment(env_id: str) -> None:
         hint = did_you_mean(name, ours) or did_you_mean(name, known)
         raise ValueError(
             f"env.id is {env_id!r}: not registered with Gymnasium{hint} (ours: {', '.join(ours)}; "
-            '"module:id" imports a module that registers one)'
+            f'"module:id" imports a module that registers one; {", ".join(ADAPTERS)}: "library:name")'
         )
 
 
@@ -141,7 +148,12 @@ def environment_class(env_id: str) -> type:
     """The class of the environments of this id; `object` where something else makes them."""
     import gymnasium
 
-    entry_point = gymnasium.spec(env_id.rpartition(":")[2]).entry_point  # its module is imported by now
+    from envs.adapters import spec_of
+
+    spec = spec_of(env_id)
+    if isinstance(spec, str):
+        spec = gymnasium.spec(spec.rpartition(":")[2])  # its module is imported by now
+    entry_point = spec.entry_point
     made = pkgutil.resolve_name(entry_point) if isinstance(entry_point, str) else entry_point
     return made if isinstance(made, type) else object
 

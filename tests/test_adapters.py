@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import random
+
 import gymnasium
 import pytest
 from gymnasium.spaces import Discrete
 from gymnasium.spaces import Text as GymnasiumText
 
 from envs import TextVectorEnv
-from envs.adapters import FromGymnasium
+from envs.adapters import FromGymnasium, FromTextArena, FromTextWorld, spec_of
+from envs.experts import demonstrations
 from envs.spaces import Text
+from rlobj.policies import load_causal, load_tokenizer
+from rlobj.rollout import factory_of
+from rlobj.supervised import dialogue_rows
+from rlobj.trainer import ObjectiveTrainer
+from tests.small import small_args, small_policy
+
+their_warnings = pytest.mark.filterwarnings("ignore")  # other libraries' own
 
 
 class Countdown(gymnasium.Env):
@@ -83,3 +93,101 @@ def test_many_at_once_need_no_wrapping():
     assert all(terminated | truncated), "the time limit is kept"
     with pytest.raises(TypeError, match=r"make_env makes .*CartPole.*: expected a text environment"):
         TextVectorEnv(lambda: gymnasium.make("CartPole-v1"), 2)
+
+
+# Libraries ------------------------------------------------------------------------------------------------------------
+
+
+def make(env_id, **kwargs):
+    return gymnasium.make(spec_of(env_id), disable_env_checker=True, **kwargs)
+
+
+def play(env, texts, seed=3):
+    """Rewards of a scripted episode, and its columns."""
+    env.reset(seed=seed)
+    rewards, over = [], False
+    for text in texts:
+        messages, reward, terminated, truncated, _ = env.step(text)
+        assert env.observation_space.contains(messages)
+        rewards.append(reward)
+        if over := terminated or truncated:
+            break
+    return rewards, env.unwrapped.episode.columns if over else None
+
+
+@their_warnings
+def test_reasoning_gym_asks_and_scores():
+    pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
+    env = make("reasoning_gym:leg_counting")
+    [row] = demonstrations(factory_of(env), 1)
+    question, answer = (message["content"] for message in row["messages"])
+    assert row["success"] and "how many legs" in question
+    assert env.reset(seed=row["seed"])[0] == row["messages"][:1] != env.reset(seed=row["seed"] + 1)[0]
+    rewards, columns = play(env, [answer], row["seed"])
+    assert rewards == [1.0] and columns == {"success": True, "score": 1.0, "turns": 1, "answer": answer}
+    rewards, columns = play(env, ["a million"], row["seed"])
+    assert rewards[0] < 1 and not columns["success"]
+
+
+@their_warnings
+def test_the_objective_trains_on_reasoning_gym(tmp_path):
+    pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
+    env = make("reasoning_gym:leg_counting", task_kwargs={"max_animals": 3})
+    path = small_policy(tmp_path / "policy")
+    tokenizer = load_tokenizer(path)
+    rows = dialogue_rows(tokenizer, [d["messages"] for d in demonstrations(factory_of(env), 8)], 512)
+    trainer = ObjectiveTrainer(
+        load_causal(path), args=small_args(tmp_path / "out", max_steps=2), processing_class=tokenizer, env=env,
+        supervised=rows, lambda_sup=0.5, train_seeds=range(8),
+    )  # fmt: skip
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "objective/ell" in log]
+    assert len(logs) == 2 and all(log["objective/ell"] > 0 and "environment/score" in log for log in logs)
+
+
+@their_warnings
+def test_textarena_games_are_played_to_their_end():
+    pytest.importorskip("textarena", reason="the extra textarena is not installed")
+    guesses = [f"[{n}]" for n in range(1, 21)]
+    env = make("textarena:GuessTheNumber-v0")
+    outcomes = [play(env, guesses, seed) for seed in range(6)]
+    assert outcomes == [play(env, guesses, seed) for seed in range(6)]
+    won = [rewards for rewards, columns in outcomes if columns["success"]]
+    assert won and all(rewards == [0.0] * (len(rewards) - 1) + [1.0] for rewards in won)
+    assert len({len(rewards) for rewards in won}) > 1, "seeds hide different numbers"
+    assert play(env, ["hm"] * 9)[1]["success"] is False, "moves that are none end the game"
+    assert play(FromTextArena("TowerOfHanoi-v0", max_turns=1), ["[A C]"])[1]["turns"] == 1
+
+
+@their_warnings
+def test_games_of_textarena_do_not_share_their_chance():
+    pytest.importorskip("textarena", reason="the extra textarena is not installed")
+    vector = TextVectorEnv(lambda: FromTextArena("Bandit-v0"), 2)
+    random.seed(1)
+    before = random.getstate()
+    together, _ = vector.reset(seed=[4, 4])
+    assert together[0] == together[1] and random.getstate() == before
+
+
+@pytest.fixture(scope="module")
+def game(tmp_path_factory):
+    textworld = pytest.importorskip("textworld", reason="the extra textworld is not installed")
+    options = textworld.GameOptions()
+    options.seeds, options.nb_rooms, options.nb_objects, options.quest_length = 3, 2, 3, 2
+    options.path = str(tmp_path_factory.mktemp("games") / "game.z8")
+    made = textworld.generator.make_game(options)
+    return textworld.generator.compile_game(made, options), made.metadata["walkthrough"]
+
+
+@their_warnings
+def test_textworld_is_won_by_its_walkthrough(game):
+    path, walkthrough = game
+    env = make(f"textworld:{path}")
+    rewards, columns = play(env, walkthrough)
+    assert sum(rewards) == 1 and columns["success"] and columns["turns"] == len(walkthrough)
+    assert play(env, walkthrough) == (rewards, columns), "again, after a reset"
+    assert play(make(f"textworld:{path}", max_turns=2), ["", "\x00 look\nlook"])[1]["success"] is False
+    folder = FromTextWorld(path.rpartition("/")[0])
+    assert folder.reset(seed=1)[0] == env.reset(seed=2)[0]
+    with pytest.raises(ValueError, match=r"path is 'none.z8': expected a TextWorld game"):
+        FromTextWorld("none.z8")
