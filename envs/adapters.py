@@ -289,8 +289,10 @@ class FromTextWorld(TextGame):
         return "\n\n".join(told) or _without_prompt(state.feedback)
 
     def _play(self, text: str) -> tuple[str, float, bool]:
-        # a command is one line
-        state, score, over = self._game.step(" ".join(text.split()))
+        # a command is one line; a control character can stop the interpreter (it waits for ever after a NUL), and a
+        # backslash begins commands of its own
+        command = "".join(letter if letter.isprintable() and letter != "\\" else " " for letter in text)
+        state, score, over = self._game.step(" ".join(command.split()))
         gained = (float(score) - self._score) / self._most
         self._score, self._won = float(score), bool(state.won)
         return _without_prompt(state.feedback), gained, bool(over)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import socket
+import threading
+import time
 
 import gymnasium
 import pytest
@@ -10,7 +13,7 @@ from gymnasium.spaces import Discrete
 from gymnasium.spaces import Text as GymnasiumText
 
 from envs import TextVectorEnv
-from envs.adapters import FromGymnasium, FromTextArena, FromTextWorld, spec_of
+from envs.adapters import FromGymnasium, FromOpenEnv, FromTextArena, FromTextWorld, spec_of
 from envs.experts import demonstrations
 from envs.spaces import Text
 from rlobj.policies import load_causal, load_tokenizer
@@ -186,8 +189,68 @@ def test_textworld_is_won_by_its_walkthrough(game):
     rewards, columns = play(env, walkthrough)
     assert sum(rewards) == 1 and columns["success"] and columns["turns"] == len(walkthrough)
     assert play(env, walkthrough) == (rewards, columns), "again, after a reset"
-    assert play(make(f"textworld:{path}", max_turns=2), ["", "\x00 look\nlook"])[1]["success"] is False
+    bad = ["", "\x00 look\nlook", "\ud800", "客服 🙂 [/INST]", "look " * 20_000, "restart", "quit", "restore", "\\quit"]
+    assert play(make(f"textworld:{path}", max_turns=len(bad)), bad)[1]["success"] is False
     folder = FromTextWorld(path.rpartition("/")[0])
     assert folder.reset(seed=1)[0] == env.reset(seed=2)[0]
     with pytest.raises(ValueError, match=r"path is 'none.z8': expected a TextWorld game"):
         FromTextWorld("none.z8")
+
+
+@pytest.fixture(scope="module")
+def openenv_url():
+    pytest.importorskip("openenv.core", reason="the extra openenv is not installed")
+    import uvicorn
+    from openenv.core.env_server import Action, Environment, Observation, State, create_fastapi_app
+
+    class Said(Action):
+        message: str
+
+    class Shown(Observation):
+        text: str
+
+    class Echo(Environment):
+        """Says what it hears; pays a point for each, and is done after three."""
+
+        SUPPORTS_CONCURRENT_SESSIONS = True
+
+        def reset(self, seed=None, episode_id=None, **kwargs):
+            self.heard = 0
+            return Shown(text=f"episode {seed}")
+
+        def step(self, action, timeout_s=None, **kwargs):
+            self.heard += 1
+            return Shown(text=action.message, reward=1.0, done=self.heard == 3)
+
+        @property
+        def state(self):
+            return State(step_count=self.heard)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = create_fastapi_app(Echo, Said, Shown, max_concurrent_envs=8)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    for _ in range(200):
+        if server.started:
+            break
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@their_warnings
+def test_openenv_is_played_over_its_client(openenv_url):
+    env = make(f"openenv:{openenv_url}", observation_field="text")
+    assert env.reset(seed=7)[0] == [{"role": "user", "content": "episode 7"}]
+    assert play(env, ["a", "客服 🙂", "c"]) == ([1.0] * 3, {"total": 3.0, "turns": 3})
+    assert [m["content"] for m in env.unwrapped.episode.completion] == ["a", "a", "客服 🙂", "客服 🙂", "c", "c"]
+    plain = FromOpenEnv(openenv_url)
+    assert '"text": "episode 1"' in plain.reset(seed=1)[0][0]["content"]
+    with pytest.raises(ValueError, match="observation_field is 'txt': the server shows text"):
+        FromOpenEnv(openenv_url, observation_field="txt").reset()
+    env.close()
+    plain.close()
