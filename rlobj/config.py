@@ -93,6 +93,8 @@ class DataConfig:
     """column of their labels"""
     demonstrations: int = 1500
     """expert dialogues to draw where the environment has an expert"""
+    only_successful: bool = False
+    """learn from those of them alone that reached the goal"""
     limit: int | None = None
     """use this many rows at most, drawn at random from a file; null uses all"""
     role: Literal["assistant", "user"] = "assistant"

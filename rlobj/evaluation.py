@@ -26,7 +26,9 @@ Interval = tuple[float, float, float]
 """A mean and the ends of its 95% interval."""
 
 
-SHARES = ("success", "accuracy", "handed_over", "missed")
+COLUMNS = ("success", "inform", "turns", "classic_return")
+"""Columns of an episode that are metrics, where the environment has them."""
+SHARES = ("success", "inform", "accuracy", "handed_over", "missed")
 """Metrics whose value in an episode is 0 or 1."""
 
 
@@ -35,7 +37,7 @@ class Evaluation:
     """What a policy did on the evaluation episodes."""
 
     metrics: dict[str, Interval]
-    """success, accuracy, greedy_return, handed_over, missed, return, turns, ell and kl, as far as environment and
+    """Those of COLUMNS, accuracy, greedy_return, handed_over, missed, return, ell and kl, as far as environment and
     data give them."""
     per_episode: dict[str, list[float]]
     """The values behind the intervals, in the order of the episodes (ell: of the held-out rows)."""
@@ -63,7 +65,7 @@ def evaluate(
         reference: the warm start for KL(π ‖ π_ref); None leaves it out.
         on_progress: called with the number of episodes played so far.
     """
-    values: dict[str, list[float]] = {"success": [], "return": [], "turns": []}
+    values: dict[str, list[float]] = {"return": []}
     kl: list[float] = []
     episodes: list[Episode] = []
     # in its own random state: evaluation must not move the one that training goes on with
@@ -73,9 +75,9 @@ def evaluate(
             episodes += rollouts.episodes
             values["return"] += rollouts.returns
             for episode in rollouts.episodes:
-                for name in ("success", "turns"):
+                for name in COLUMNS:
                     if name in episode.columns:
-                        values[name].append(float(episode.columns[name]))
+                        values.setdefault(name, []).append(float(episode.columns[name]))
             if reference is not None:
                 kl += sequence_kl(policy, reference, rollouts.trajectories)
             on_progress(chunk)

@@ -18,16 +18,20 @@ Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
 METRICS = {
     "success": ("task success", "share of episodes in which the environment says that the task was done; not the "
                 "reward model's opinion"),
+    "inform": ("inform", "share of dialogues in which an offer fits every wish of the customer"),
     "accuracy": ("accuracy", "of the most probable choices, the share that is right; texts handed over do not count"),
     "missed": ("missed", "share of texts with the critical label whose most probable label is another"),
     "handed_over": ("handed over", "share of texts whose most probable choice is to ask a human"),
     "greedy_return": ("greedy return", "mean reward of an episode when the most probable choice is taken"),
     "return": ("return", "mean reward of an episode: what R is the expectation of"),
+    "classic_return": ("classic return", "20 for success and −1 a turn, as the dialogue literature counts"),
     "turns": ("turns", "turns of the policy in an episode"),
     "ell": ("ℓ", "supervised loss: mean −log probability of a token (or label) of held-out labelled data, in nats"),
     "kl": ("KL", "KL divergence from the warm start along an episode, in nats: how far the policy has moved"),
 }  # fmt: skip
 """Key of a metric -> heading and meaning, in the order of the table."""
+REPORT_ALONE = ("inform", "classic_return")
+"""Metrics that a terminal has no room for."""
 
 # by the titles that rlobj.pipeline.CURVES gives
 CURVE_MEANINGS = {
@@ -62,12 +66,12 @@ summary { cursor: pointer; margin: .6rem 0; }
 
 
 def text_table(table: Sequence[Mapping[str, Any]]) -> str:
-    """The table for a terminal: a row per policy, `mean [low, high]` per metric.
+    """The table for a terminal: a row per policy, `mean [low, high]` per metric but for REPORT_ALONE.
 
     Args:
         table: rows with `name` and metrics, each (mean, low, high).
     """
-    metrics = _metrics_in(table)
+    metrics = [metric for metric in _metrics_in(table) if metric not in REPORT_ALONE]
     rows = [["", *[METRICS[m][0] for m in metrics]]]
     rows += [[str(row["name"]), *[_number(row.get(m)) + _interval(row.get(m)) for m in metrics]] for row in table]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

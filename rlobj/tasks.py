@@ -140,10 +140,14 @@ def _labelled_dialogues(
     if not has_expert(type(make_env().unwrapped)):
         return [], [], {}
     demos = demonstrations(make_env, source.demonstrations, seed=config.seed)
-    success = sum(d["success"] for d in demos) / len(demos)
+    successful = [d for d in demos if d["success"]]
+    said = f"{len(successful) / len(demos):.0%} of them succeed"
+    if source.only_successful:
+        if not successful:
+            raise ValueError(f"data.only_successful is true: none of {len(demos)} demonstrations succeeds")
+        demos, said = successful, f"the successful ones of {len(demos)}"
     train, held_out = data.split_rows([d["messages"] for d in demos], HELD_OUT, config.seed)
-    facts = {"demonstrations": f"{len(train)} to train on, {len(held_out)} held out; {success:.0%} of them succeed"}
-    return train, held_out, facts
+    return train, held_out, {"demonstrations": f"{len(train)} to train on, {len(held_out)} held out; {said}"}
 
 
 def _dialogue_row_maker(

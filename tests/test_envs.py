@@ -27,7 +27,7 @@ from envs.experts import Expert, demonstrations, preference_pairs
 from envs.simulator import draw_goal
 from envs.vector import TextVectorEnv
 
-IDS = [f"rlobj/{name}-v0" for name in ("CustomerService", "Classification", "Recommendation", "Dialogue")]
+IDS = sorted(name for name in gymnasium.registry if name.startswith("rlobj/"))
 DOMAINS = ["broadband", "repairs"]
 
 

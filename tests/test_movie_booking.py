@@ -11,12 +11,13 @@ from typing import Any
 
 import gymnasium
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401  (registers the environments)
 from envs.core import FIRST_HELD_OUT_SEED
 from envs.experts import demonstrations, preference_pairs
 from envs.movie_booking import (
+    COMPLAINT,
+    THANKS,
     Desk,
     Goal,
     KnowledgeBase,
@@ -29,6 +30,7 @@ from envs.movie_booking import (
 from rlobj.pipeline import run
 from rlobj.recipes import load_recipe
 from rlobj.runs import read_outputs
+from rlobj.tasks import make_task
 
 DATA = os.environ.get("RLOBJ_TCBOT_DATA", "")
 ROWS = [
@@ -223,6 +225,15 @@ def test_the_rule_agent_demonstrates_and_serves_some() -> None:
         preference_pairs(MovieBookingEnv, 1)
 
 
+def test_failed_demonstrations_can_be_left_out() -> None:
+    texts = {}
+    for only in (True, False):
+        settings = ["--data.demonstrations=60", f"--data.only_successful={only}"]
+        texts[only] = make_task(load_recipe("movie-booking", settings)).texts()
+    assert THANKS in texts[True] and COMPLAINT in texts[False] and len(texts[True]) < len(texts[False])
+    assert COMPLAINT not in texts[True]
+
+
 def test_every_customer_of_the_made_up_town_can_be_served() -> None:
     env = MovieBookingEnv()
     assert len(env.goals) == ceiling(env.goals, env.kb, answers=True), (
@@ -284,10 +295,6 @@ def test_held_out_goals_are_never_trained_on() -> None:
 
     train, held_out = goals(range(300)), goals(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 100))
     assert len(train) > 20 and len(held_out) >= 5 and not train & held_out
-
-
-def test_check_env_passes() -> None:
-    check_env(gymnasium.make("rlobj/MovieBooking-v0").unwrapped)
 
 
 def test_steps_and_vectors_give_the_reward_of_the_turn() -> None:
