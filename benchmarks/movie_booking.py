@@ -20,7 +20,7 @@ from envs.core import FIRST_HELD_OUT_SEED
 from envs.movie_booking import MovieBookingEnv, ceiling
 from rlobj.evaluation import evaluate
 from rlobj.intervals import mean_interval_over_seeds
-from rlobj.pipeline import lambda_name
+from rlobj.pipeline import lambda_directory, lambda_title
 from rlobj.policies import load_causal, load_tokenizer
 from rlobj.recipes import load_recipe
 from rlobj.rollout import Sampling
@@ -131,7 +131,7 @@ def main() -> None:
         directory = run(f"seed-{seed}", arguments.output, [*overrides, f"--seed={seed}"])
         keep("warm start", directory / "warm_start", seed)
         for lam in config.objective.lambdas:
-            keep(lambda_name(lam), directory / "policies" / f"lambda={lam:g}", seed)
+            keep(lambda_title(lam), lambda_directory(directory, lam), seed)
     for seed in range(arguments.seeds):
         only = [f"--warm_start.epochs={SUPERVISED_EPOCHS}", "--training.steps=1", "--objective.lambda_sup=0"]
         directory = run(f"supervised-{seed}", arguments.output, [*overrides, f"--seed={seed}", *only])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rlobj.evaluation import evaluate as evaluate
     from rlobj.lambdas import Constant as Constant
     from rlobj.lambdas import Linear as Linear
+    from rlobj.lambdas import as_lambda as as_lambda
     from rlobj.pipeline import run as run
     from rlobj.policies import load_causal as load_causal
     from rlobj.policies import load_encoder as load_encoder
@@ -40,7 +41,7 @@ __version__ = "0.1.0"
 _NAMES_OF = {
     "encoder_policy": ("as_one_token_policy",),
     "evaluation": ("Evaluation", "evaluate"),
-    "lambdas": ("Constant", "Linear"),
+    "lambdas": ("Constant", "Linear", "as_lambda"),
     "pipeline": ("run",),
     "policies": ("load_causal", "load_encoder", "load_tokenizer", "make_causal", "make_encoder", "make_tokenizer"),
     "recipes": ("load_recipe",),

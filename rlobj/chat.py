@@ -22,12 +22,13 @@ from rlobj.spelling import did_you_mean
 
 
 def policy_directory(run_dir: Path, policy: str | None = None) -> Path:
-    """The directory of one of a run's policies: "warm_start", "lambda=0.3", …; the one with the largest λ by default.
+    """The directory of one of a run's policies: "warm_start", "lambda=0.3", …; by default one whose λ has a form, or is
+    the largest.
 
     Raises:
         ValueError: no run there, or no such policy in it.
     """
-    candidates = sorted((run_dir / "policies").glob("lambda=*"), key=lambda path: float(path.name.split("=")[1]))
+    candidates = sorted((run_dir / "policies").glob("lambda=*"), key=_by_lambda)
     found = {path.name: path for path in [run_dir / "warm_start", *candidates] if (path / "config.json").exists()}
     if not found:
         raise ValueError(
@@ -36,6 +37,14 @@ def policy_directory(run_dir: Path, policy: str | None = None) -> Path:
     if policy is not None and policy not in found:
         raise ValueError(f"{run_dir} has no policy {policy!r}{did_you_mean(policy, found)} (it has {', '.join(found)})")
     return found[policy] if policy is not None else list(found.values())[-1]
+
+
+def _by_lambda(directory: Path) -> tuple[bool, float, str]:
+    text = directory.name.partition("=")[2]
+    try:
+        return False, float(text), text
+    except ValueError:  # a schedule or a controller
+        return True, 0.0, text
 
 
 def environment_of(run_dir: Path) -> TextEnv | None:

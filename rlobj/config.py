@@ -117,22 +117,31 @@ class WarmStartConfig:
     """any field of trl.SFTConfig"""
 
 
+def _number_or_text(value: float | str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectiveConfig:
     """L(θ) = −R(θ) + λ·ℓ(M_θ(x), y)."""
 
-    lambda_sup: float | list[float] = field(default_factory=lambda: [0.0, 0.1])
-    """λ ≥ 0, which multiplies ℓ: a number, or several to compare"""
+    lambda_sup: float | str | list[float | str] = field(default_factory=lambda: list[float | str]([0.0, 0.1]))
+    """λ ≥ 0, which multiplies ℓ: a number, a form (linear:start=0.5,end=0,steps=40), or several"""
     supervised_batch_size: int = 32
     """rows of ℓ in one optimiser step"""
     probe_every: int = 10
     """measure ‖∇R‖, ‖∇ℓ‖ and their cosine every so many steps; 0 for the first step alone"""
 
     @property
-    def lambdas(self) -> list[float]:
-        """λ as a list, in the order given."""
+    def lambdas(self) -> list[float | str]:
+        """λ as a list, in the order given: numbers, and texts that name a form."""
         given = self.lambda_sup
-        return [float(value) for value in (given if isinstance(given, list) else [given])]
+        if isinstance(given, list):
+            return [_number_or_text(value) for value in given]
+        return [_number_or_text(given)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ interrupted goes on from its newest checkpoint. Every process of a distributed l
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from rlobj import __version__
 from rlobj.config import RunConfig, dump, validate
 from rlobj.encoder_policy import as_one_token_policy
 from rlobj.evaluation import evaluate
+from rlobj.lambdas import lambda_name
 from rlobj.policies import load_causal, load_encoder, load_tokenizer, make_causal, make_encoder, make_tokenizer
 from rlobj.progress import StopWhenAsked, TrainingBar, bar, say
 from rlobj.rollout import Sampling
@@ -73,9 +75,14 @@ def run(config: RunConfig) -> Path:
         return this.all_stages()
 
 
-def lambda_name(lambda_sup: float) -> str:
-    """How one λ is called in tables and directories."""
-    return f"λ = {lambda_sup:g}"
+def lambda_title(lambda_sup: float | str) -> str:
+    """How one λ is called in tables."""
+    return f"λ = {lambda_name(lambda_sup)}"
+
+
+def lambda_directory(run_dir: Path, lambda_sup: float | str) -> Path:
+    """Where the policy of one λ is kept; what no directory can be called is written as a comma."""
+    return run_dir / "policies" / f"lambda={re.sub(r'[/:*?<>|]', ',', lambda_name(lambda_sup))}"
 
 
 class _Run:
@@ -251,8 +258,8 @@ class _Run:
         key = self._stage(directory, "reward model: trained on preference pairs", [warm_key, asdict(wanted)], work)
         return TrainedReward(directory), key
 
-    def policy(self, lambda_sup: float, reward: Any, upstream: str) -> str:
-        config, directory = self.config, self.directory / "policies" / f"lambda={lambda_sup:g}"
+    def policy(self, lambda_sup: float | str, reward: Any, upstream: str) -> str:
+        config, directory = self.config, lambda_directory(self.directory, lambda_sup)
 
         def work() -> dict[str, Any]:
             warm = self.directory / "warm_start"
@@ -272,7 +279,7 @@ class _Run:
                 max_bad_steps=config.training.max_bad_steps,
                 max_length=config.policy.max_length,
                 callbacks=self._callbacks(
-                    lambda_name(lambda_sup),
+                    lambda_title(lambda_sup),
                     {"objective/return": "R", "environment/success": "success", "objective/ell": "ℓ"},
                 ),
             )
@@ -284,7 +291,7 @@ class _Run:
                 (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle: config.yaml says it all
             return {"history": trainer.state.log_history}
 
-        what = f"policy: −R + λℓ with {lambda_name(lambda_sup)}"
+        what = f"policy: −R + λℓ with {lambda_title(lambda_sup)}"
         inputs = [
             upstream,
             asdict(config.training),
@@ -339,10 +346,7 @@ class _Run:
         directory = self.directory / "evaluation"
         policies = {
             WARM_START: self.directory / "warm_start",
-            **{
-                lambda_name(lam): self.directory / "policies" / f"lambda={lam:g}"
-                for lam in self.config.objective.lambdas
-            },
+            **{lambda_title(lam): lambda_directory(self.directory, lam) for lam in self.config.objective.lambdas},
         }
 
         def work() -> dict[str, Any]:
@@ -404,11 +408,11 @@ class _Run:
             facts["reward model"] = read_outputs(reward_model)["says"]
         curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
         for lam in self.config.objective.lambdas:
-            history = read_outputs(self.directory / "policies" / f"lambda={lam:g}")["history"]
+            history = read_outputs(lambda_directory(self.directory, lam))["history"]
             for key, title in CURVES.items():
                 points = [(int(log["step"]), float(log[key])) for log in history if log.get(key) is not None]
                 if points:
-                    curves.setdefault(title, {})[lambda_name(lam)] = points
+                    curves.setdefault(title, {})[lambda_title(lam)] = points
         report.write_report(
             path,
             title=f"{self.config.name}: −R + λℓ",

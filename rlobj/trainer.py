@@ -17,15 +17,16 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_callback import ExportableState
 from trl import GRPOConfig, GRPOTrainer
 
 from envs.adapters import as_text_env
 from envs.core import OnBadReward
 from rlobj.encoder_policy import is_one_token_policy
-from rlobj.lambdas import LambdaForm, as_lambda
+from rlobj.lambdas import Controller, LambdaForm, Measured, as_lambda, checked_lambda, needs_labels
 from rlobj.objective import GradientBalance, gradient_balance, objective
 from rlobj.rollout import EnvironmentRollout, Sampling, episode_prompt, episode_return, factory_of
-from rlobj.supervised import SupervisedRow, SupervisedStream, supervised_loss_sum
+from rlobj.supervised import SupervisedRow, SupervisedStream, supervised_loss_sum, supervised_losses
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func warns at every start; test_trl_hooks watches it
 
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 SUPPORTED_LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 """Loss types whose denominator counts over the whole global batch, so that λ keeps its meaning when the batch is split.
 `bnpo` divides by the tokens of the micro-batch alone."""
+ELL_ROWS = 256
+"""Rows on which a controller of λ is told the warm start's ℓ."""
 
 
 class LambdaIsDead(ValueError):
@@ -59,7 +62,8 @@ class ObjectiveTrainer(GRPOTrainer):
         train_seeds: seeds of the episodes to train on, one per prompt.
         supervised: labelled rows of ℓ (`dialogue_rows`, `label_rows`); needed for λ > 0. With λ = 0 it is only
             watched, every `probe_every` steps.
-        lambda_sup: λ ≥ 0, a number or a function of the optimiser step.
+        lambda_sup: λ ≥ 0: a number, a function of the optimiser step, a controller, or a text that names one (see
+            `rlobj.lambdas.as_lambda`).
         supervised_batch_size: rows of ℓ in one optimiser step, over all micro-batches and processes.
         probe_every: measure ∇R and ∇ℓ apart every so many optimiser steps, at the cost of two more backward passes;
             0 for the first step alone.
@@ -84,7 +88,7 @@ class ObjectiveTrainer(GRPOTrainer):
         on_bad_reward: OnBadReward = "error",
         train_seeds: Sequence[int] | None = None,
         supervised: Sequence[SupervisedRow] | None = None,
-        lambda_sup: float | LambdaForm = 0.0,
+        lambda_sup: float | str | LambdaForm = 0.0,
         supervised_batch_size: int = 32,
         probe_every: int = 10,
         max_bad_steps: int = 3,
@@ -107,8 +111,11 @@ class ObjectiveTrainer(GRPOTrainer):
         self._ell_window: list[Tensor] = []
         self._probe_window: list[tuple[Tensor, Tensor]] = []
         self._lambda_proven = False
+        self._success: float | None = None
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         self.add_callback(FiniteGuard(max_bad_steps))
+        if isinstance(self.lambda_form, Controller):
+            self.add_callback(ControllerState(self.lambda_form, self._ell_of_the_start))
 
     def _check(self, args: GRPOConfig, model: Any) -> None:
         if args.loss_type not in SUPPORTED_LOSS_TYPES:
@@ -116,9 +123,9 @@ class ObjectiveTrainer(GRPOTrainer):
                 f"loss_type is {args.loss_type!r}: expected one of {', '.join(SUPPORTED_LOSS_TYPES)}, whose "
                 "denominators span the global batch, so that lambda_sup means the same however the batch is split"
             )
-        if self.stream is None and self.lambda_form(0) > 0:
+        if self.stream is None and needs_labels(self.lambda_form):
             raise ValueError(
-                f"lambda_sup is {self.lambda_form(0)} but no supervised rows were given: "
+                f"lambda_sup is {self.lambda_form} but no supervised rows were given: "
                 "pass supervised=…, or lambda_sup=0 to train on reward alone"
             )
         if args.beta != 0 and isinstance(model, PreTrainedModel) and is_one_token_policy(model):
@@ -130,12 +137,13 @@ class ObjectiveTrainer(GRPOTrainer):
         R = -super()._compute_loss(model, inputs)  # surrogate; its gradient estimates ∇R
         if not self.model.training:
             return -R
-        lambda_sup = self.lambda_form(self.state.global_step)
+        lambda_sup = checked_lambda(self.lambda_form(self.state.global_step))
         probing = self._is_probed(lambda_sup)
         ell = None
-        if self.stream is not None and (lambda_sup > 0 or probing):
+        if self.stream is not None and (lambda_sup > 0 or probing or isinstance(self.lambda_form, Controller)):
             # with λ = 0, ℓ is watched only: it must not move the random state that R's training sees
-            with torch.random.fork_rng(enabled=lambda_sup == 0):
+            watching = torch.set_grad_enabled(lambda_sup > 0 or probing)
+            with watching, torch.random.fork_rng(enabled=lambda_sup == 0):
                 ell = self.supervised_loss(model)
             if probing:
                 self._probe(R, ell)
@@ -156,6 +164,14 @@ class ObjectiveTrainer(GRPOTrainer):
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         with self.accelerator.autocast():
             return supervised_loss_sum(model, rows, self.model) * (world / targets)
+
+    def _ell_of_the_start(self) -> float:
+        """ℓ of the policy as it is, on rows from all over the data."""
+        assert self.stream is not None
+        rows = self.stream.rows
+        some = rows[:: max(len(rows) // ELL_ROWS, 1)]
+        losses = supervised_losses(self.accelerator.unwrap_model(self.model), some)
+        return sum(losses) / len(losses)
 
     # What is measured ---------------------------------------------------------------------------------------------
 
@@ -188,8 +204,13 @@ class ObjectiveTrainer(GRPOTrainer):
         self._micro = 0
         metrics["objective/lambda_sup"].append(lambda_sup)
         if self._ell_window:
-            metrics["objective/ell"].append(self._over_processes(torch.stack(self._ell_window).sum()).item())
+            ell_of_step = self._over_processes(torch.stack(self._ell_window).sum()).item()
+            metrics["objective/ell"].append(ell_of_step)
             self._ell_window = []
+            # several optimiser steps may follow one generation: the success is then the latest that is known
+            self._success = (metrics.get("environment/success") or [self._success])[-1]
+            if isinstance(self.lambda_form, Controller) and math.isfinite(ell_of_step):
+                self.lambda_form.update(Measured(self.state.global_step, ell_of_step, self._success))
         if self._probe_window:
             grad_R, grad_ell = (self._over_processes(sum(grads)) for grads in zip(*self._probe_window, strict=True))
             self._probe_window = []
@@ -237,6 +258,26 @@ def episode_dataset(env: gymnasium.Env[Any, Any], seeds: Sequence[int]) -> Datas
     if not len(seeds):
         raise ValueError("train_seeds is empty: expected at least one episode to train on")
     return Dataset.from_list([{"prompt": episode_prompt(s, env.reset(seed=int(s))[0])} for s in seeds])
+
+
+class ControllerState(TrainerCallback, ExportableState):
+    """Tell a controller of λ what it begins with, and keep its state in checkpoints (trainer_state.json)."""
+
+    def __init__(self, controller: Controller, ell_of_the_start: Callable[[], float]) -> None:
+        self.controller, self.ell_of_the_start = controller, ell_of_the_start
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kept = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step > 0 else {}
+        if kept.get("args") == self._kind():
+            self.controller.state = dict(kept["attributes"])
+        else:  # a new training, or a λ that was changed on the way
+            self.controller.begin(self.ell_of_the_start())
+
+    def state(self) -> dict[str, Any]:
+        return {"args": self._kind(), "attributes": dict(self.controller.state)}
+
+    def _kind(self) -> dict[str, str]:
+        return {"form": type(self.controller).__name__}
 
 
 class FiniteGuard(TrainerCallback):

@@ -13,6 +13,7 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlobj.lambdas import as_lambda, needs_labels
 from rlobj.spelling import did_you_mean
 from rlobj.trl_fields import check_trl_fields
 
@@ -84,12 +85,17 @@ def _at_least(key: str, value: float, low: float, above: bool = False) -> None:
         raise ValueError(f"{key} is {value}: expected a finite number {'above' if above else 'of at least'} {low}")
 
 
-def _check_lambdas(lambdas: list[float]) -> None:
+def _check_lambdas(lambdas: list[float | str]) -> None:
     key = "objective.lambda_sup"
     if not lambdas:
         raise ValueError(f"{key} is empty: expected one λ or several, such as [0.0, 0.1]")
     for value in lambdas:
-        if not math.isfinite(value) or value < 0:
+        if isinstance(value, str):
+            try:
+                as_lambda(value)
+            except ValueError as error:
+                raise ValueError(f"objective.{error}") from None
+        elif not math.isfinite(value) or value < 0:
             raise ValueError(
                 f"{key} is {value}: expected a finite λ of at least 0; to weigh ℓ less, bring it towards 0"
             )
@@ -265,7 +271,7 @@ def _check_supervision(config: RunConfig) -> None:
             "data.train is null: a corpus of dialogues is needed; give it with --data.train PATH "
             "(JSON lines with messages, or a data set id)"
         )
-    wants = [value for value in config.objective.lambdas if value > 0]
+    wants = [value for value in config.objective.lambdas if needs_labels(as_lambda(value))]
     if wants:
         raise ValueError(
             f"objective.lambda_sup is {wants[0]}, but there is no labelled data for ℓ: give it with "

@@ -66,7 +66,7 @@ def test_help_names_every_field_with_its_meaning(capsys: pytest.CaptureFixture[s
     os.environ["COLUMNS"] = "200"
     main([*RUN, "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "λ ≥ 0, which multiplies ℓ: a number, or several to compare" in said
+    assert "λ ≥ 0, which multiplies ℓ: a number, a form (linear:start=0.5,end=0,steps=40), or several" in said
     assert "--training.trl TRL any other field of trl.GRPOConfig" in said
 
 

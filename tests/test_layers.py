@@ -14,9 +14,9 @@ import pytest
 HOME = Path(__file__).parents[1]
 
 LAYERS = {
-    "0 pure": ("_origin", "chat_format", "intervals", "lambdas", "objective", "runs", "spelling"),
+    "0 pure": ("_origin", "chat_format", "intervals", "objective", "runs", "spelling"),
     "1 parts": (
-        "config", "data", "encoder_policy", "policies", "progress", "recipes", "trl_fields", "validation",
+        "config", "data", "encoder_policy", "lambdas", "policies", "progress", "recipes", "trl_fields", "validation",
     ),
     "2 loops": ("evaluation", "model_user", "rollout", "supervised", "trainer"),
     "3 story": ("chat", "pipeline", "report", "tasks"),

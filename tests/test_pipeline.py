@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from small import small_policy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlobj.pipeline import Interrupted, load_summary, run
+from rlobj.pipeline import Interrupted, lambda_directory, load_summary, run
 from rlobj.recipes import load_recipe
+from rlobj.runs import read_outputs
 
 SMALL = {
     "policy.hidden_size": 32, "policy.layers": 1, "policy.heads": 2, "env.eval_episodes": 8,
@@ -103,25 +104,32 @@ def reward(prompts, completions, turns, **columns):
 """
 
 
-def test_a_stopped_run_goes_on_exactly(tmp_path, monkeypatch):
+@pytest.mark.parametrize("lambda_sup", [0.3, "lagrange:factor=0.5,start=0.1,smoothing=0.5"])
+def test_a_stopped_run_goes_on_exactly(tmp_path, monkeypatch, lambda_sup):
     (tmp_path / "stopping.py").write_text(STOPPING)
     fields = {
         "reward__kind": "function",
         "reward__function": f"{tmp_path / 'stopping.py'}:reward",
-        "objective__lambda_sup": 0.3,
+        "objective__lambda_sup": lambda_sup,
         "training__steps": 5,
     }
     small_run("customer-service", tmp_path / "whole", **fields)
     monkeypatch.setenv("STOP_AT", str(tmp_path / "calls"))
     with pytest.raises(Interrupted, match="what was done is kept in"):
         small_run("customer-service", tmp_path / "stopped", **fields)
-    place = Path("customer-service") / "policies" / "lambda=0.3" / "model.safetensors"
+    policy = lambda_directory(Path("customer-service"), lambda_sup)
+    place = policy / "model.safetensors"
     assert not (tmp_path / "stopped" / place).exists()
     small_run("customer-service", tmp_path / "stopped", **fields)
     whole, stopped = (load_file(tmp_path / name / place) for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     tables = [load_summary(tmp_path / name / "customer-service") for name in ("whole", "stopped")]
     assert tables[0] == tables[1]
+    lambdas = [
+        [log["objective/lambda_sup"] for log in read_outputs(tmp_path / name / policy)["history"][:5]]
+        for name in ("whole", "stopped")
+    ]
+    assert lambdas[0] == lambdas[1] and (len(set(lambdas[0])) == 5) == isinstance(lambda_sup, str)
 
 
 def test_what_trl_refuses_is_refused_before_anything_is_trained(tmp_path):
