@@ -26,6 +26,7 @@ NOT_SEARCHED = ("numberofpeople", "ticket")
 """Slots of a goal that say nothing of a showing."""
 ASKING_ORDER = ("moviename", "starttime", "city", "date", "theater", "numberofpeople")
 """What the rule agent asks, in its order."""
+ANSWERS_AGAIN = 0.25
 WORDS = {"moviename": "film", "starttime": "time", "numberofpeople": "tickets"}
 """Slots that are called by another word than their name."""
 SLOT_OF = {word: slot for slot, word in WORDS.items()}
@@ -329,9 +330,14 @@ def _ordered(slots: Iterable[str]) -> list[str]:
 
 
 class RuleAgent:
-    """Asks what it does not know in a fixed order, answers once, books: it never waits to hear everything."""
+    """Asks what it does not know in a fixed order, answers once, books: it never waits to hear everything.
 
-    def __init__(self) -> None:
+    Where questions are left open, it answers one more with the probability ANSWERS_AGAIN: who sees only agents that
+    never do cannot come to do it.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
         self._to_ask = list(ASKING_ORDER)
         self._answered = False
 
@@ -341,7 +347,7 @@ class RuleAgent:
             slot = self._to_ask.pop(0)
             if slot not in desk.known and slot not in desk.asked:
                 return f"which {WORDS.get(slot, slot)} ?"
-        if desk.open_questions and not self._answered:
+        if desk.open_questions and (not self._answered or self.rng.random() < ANSWERS_AGAIN):
             self._answered = True
             return f"it is [{WORDS.get(desk.open_questions[0], desk.open_questions[0])}] ."
         return "i book it ."
@@ -408,7 +414,7 @@ fulfils), `turns` of the agent |
 
     def expert(self, rng: random.Random) -> RuleAgent:
         """The rule agent, whose dialogues are demonstrations."""
-        return RuleAgent()
+        return RuleAgent(rng)
 
     def _begin(self, seed: int, rng: random.Random) -> list[Message]:
         goals = self.goals

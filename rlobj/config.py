@@ -93,8 +93,6 @@ class DataConfig:
     """column of their labels"""
     demonstrations: int = 1500
     """expert dialogues to draw where the environment has an expert"""
-    only_successful: bool = False
-    """learn from those of them alone that reached the goal"""
     limit: int | None = None
     """use this many rows at most, drawn at random from a file; null uses all"""
     role: Literal["assistant", "user"] = "assistant"
@@ -132,6 +130,8 @@ class ObjectiveConfig:
     """λ ≥ 0, which multiplies ℓ: a number, a form (linear:start=0.5,end=0,steps=40), or several"""
     supervised_batch_size: int = 32
     """rows of ℓ in one optimiser step"""
+    only_successful: bool = False
+    """measure ℓ beside R on those expert dialogues alone that reached the goal; the warm start has them all"""
     probe_every: int = 10
     """measure ‖∇R‖, ‖∇ℓ‖ and their cosine every so many steps; 0 for the first step alone"""
 

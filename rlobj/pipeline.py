@@ -263,7 +263,7 @@ class _Run:
 
         def work() -> dict[str, Any]:
             warm = self.directory / "warm_start"
-            tokenizer = load_tokenizer(warm)
+            tokenizer, beside = load_tokenizer(warm), self.task.rows_beside_reward
             trainer = ObjectiveTrainer(
                 self._load(warm),
                 args=self._grpo_config(directory),
@@ -272,7 +272,7 @@ class _Run:
                 reward=reward,
                 on_bad_reward=config.reward.on_bad,
                 train_seeds=self.task.train_seeds,
-                supervised=self._rows(tokenizer)[0],
+                supervised=beside(tokenizer) if beside is not None else self._rows(tokenizer)[0],
                 lambda_sup=lambda_sup,
                 supervised_batch_size=config.objective.supervised_batch_size,
                 probe_every=config.objective.probe_every,
@@ -297,6 +297,7 @@ class _Run:
             asdict(config.training),
             config.objective.supervised_batch_size,
             config.objective.probe_every,
+            *(["only_successful"] if config.objective.only_successful else []),
             lambda_sup,
             config.seed,
         ]

@@ -41,6 +41,10 @@ MAX_HELD_OUT_ROWS = 500
 """Held-out rows that ℓ and the reward model's accuracy are measured on, at the most."""
 
 
+RowMaker = Callable[[PreTrainedTokenizerBase], tuple[list[SupervisedRow], list[SupervisedRow]]]
+"""Labelled rows for a tokenizer: to train on, and held out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """The data of one run."""
@@ -51,10 +55,11 @@ class Task:
     eval_seeds: Sequence[int]
     texts: Callable[[], list[str]]
     """Training text for a tokenizer made from scratch."""
-    rows: Callable[[PreTrainedTokenizerBase], tuple[list[SupervisedRow], list[SupervisedRow]]]
-    """Labelled rows to train on, and held out."""
+    rows: RowMaker
     pairs: Callable[[], tuple[list[Pair], list[Pair]]]
     """Preference pairs to train on, and held out."""
+    rows_beside_reward: Callable[[PreTrainedTokenizerBase], list[SupervisedRow]] | None = None
+    """Rows of ℓ where it stands beside R, if those are not all that the warm start has."""
     label_names: list[str] | None = None
     facts: dict[str, str] | None = None
     """What the report says of the data."""
@@ -101,7 +106,7 @@ def _environment(config: RunConfig) -> Task:
     env = _make_env(config)
     make_env = factory_of(env)
     eval_seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + config.env.eval_episodes)
-    train, held_out, facts = _labelled_dialogues(config, make_env)
+    train, held_out, beside_reward, facts = _labelled_dialogues(config, make_env)
 
     def pairs() -> tuple[list[Pair], list[Pair]]:
         if config.data.preferences is not None:
@@ -119,6 +124,9 @@ def _environment(config: RunConfig) -> Task:
         eval_seeds=eval_seeds,
         texts=lambda: [m["content"] for dialogue in train for m in dialogue],
         rows=_dialogue_row_maker(train, held_out, config),
+        rows_beside_reward=None
+        if beside_reward is None
+        else lambda tokenizer: dialogue_rows(tokenizer, beside_reward, config.policy.max_length),
         pairs=pairs,
         facts=facts,
     )
@@ -126,8 +134,9 @@ def _environment(config: RunConfig) -> Task:
 
 def _labelled_dialogues(
     config: RunConfig, make_env: Callable[[], gymnasium.Env[Any, Any]]
-) -> tuple[list[Dialogue], list[Dialogue], dict[str, str]]:
-    """Dialogues to train on and held out, and what the report says of them; none where nobody has any."""
+) -> tuple[list[Dialogue], list[Dialogue], list[Dialogue] | None, dict[str, str]]:
+    """Dialogues to train on, held out, and of the former those for ℓ beside R if not all; and what the report says of
+    them. None where nobody has any."""
     source = config.data
     if source.train is not None:
         loaded = data.dialogues(source.train, source.limit, source.role)
@@ -136,23 +145,23 @@ def _labelled_dialogues(
         else:
             train, held_out = data.split_rows(loaded.messages, HELD_OUT, config.seed)
         facts = {"labelled dialogues": f"{len(train)} to train on, {len(held_out)} held out"}
-        return train, held_out, facts
+        return train, held_out, None, facts
     if not has_expert(type(make_env().unwrapped)):
-        return [], [], {}
+        return [], [], None, {}
     demos = demonstrations(make_env, source.demonstrations, seed=config.seed)
-    successful = [d for d in demos if d["success"]]
-    said = f"{len(successful) / len(demos):.0%} of them succeed"
-    if source.only_successful:
-        if not successful:
-            raise ValueError(f"data.only_successful is true: none of {len(demos)} demonstrations succeeds")
-        demos, said = successful, f"the successful ones of {len(demos)}"
-    train, held_out = data.split_rows([d["messages"] for d in demos], HELD_OUT, config.seed)
-    return train, held_out, {"demonstrations": f"{len(train)} to train on, {len(held_out)} held out; {said}"}
+    success = sum(d["success"] for d in demos) / len(demos)
+    learned, kept = data.split_rows(demos, HELD_OUT, config.seed)
+    train, held_out = ([d["messages"] for d in part] for part in (learned, kept))
+    facts = {"demonstrations": f"{len(train)} to train on, {len(held_out)} held out; {success:.0%} of them succeed"}
+    if not config.objective.only_successful:
+        return train, held_out, None, facts
+    successful = [d["messages"] for d in learned if d["success"]]
+    if not successful:
+        raise ValueError(f"objective.only_successful is true, but none of {len(train)} demonstrations succeeds")
+    return train, held_out, successful, {**facts, "ℓ beside R": f"on the {len(successful)} that succeed"}
 
 
-def _dialogue_row_maker(
-    train: list[Dialogue], held_out: list[Dialogue], config: RunConfig
-) -> Callable[[PreTrainedTokenizerBase], tuple[list[SupervisedRow], list[SupervisedRow]]]:
+def _dialogue_row_maker(train: list[Dialogue], held_out: list[Dialogue], config: RunConfig) -> RowMaker:
     def make(tokenizer: PreTrainedTokenizerBase) -> tuple[list[SupervisedRow], list[SupervisedRow]]:
         if not train:
             return [], []

@@ -16,8 +16,6 @@ import envs  # noqa: F401  (registers the environments)
 from envs.core import FIRST_HELD_OUT_SEED
 from envs.experts import demonstrations, preference_pairs
 from envs.movie_booking import (
-    COMPLAINT,
-    THANKS,
     Desk,
     Goal,
     KnowledgeBase,
@@ -28,6 +26,7 @@ from envs.movie_booking import (
     load_knowledge_base,
 )
 from rlobj.pipeline import run
+from rlobj.policies import make_tokenizer
 from rlobj.recipes import load_recipe
 from rlobj.runs import read_outputs
 from rlobj.tasks import make_task
@@ -225,13 +224,15 @@ def test_the_rule_agent_demonstrates_and_serves_some() -> None:
         preference_pairs(MovieBookingEnv, 1)
 
 
-def test_failed_demonstrations_can_be_left_out() -> None:
-    texts = {}
-    for only in (True, False):
-        settings = ["--data.demonstrations=60", f"--data.only_successful={only}"]
-        texts[only] = make_task(load_recipe("movie-booking", settings)).texts()
-    assert THANKS in texts[True] and COMPLAINT in texts[False] and len(texts[True]) < len(texts[False])
-    assert COMPLAINT not in texts[True]
+def test_ell_beside_reward_can_leave_out_what_failed() -> None:
+    task = make_task(load_recipe("movie-booking", ["--data.demonstrations=60", "--objective.only_successful=true"]))
+    tokenizer = make_tokenizer(task.texts(), 800, 512)
+    assert task.rows_beside_reward is not None
+    warm, beside = task.rows(tokenizer)[0], task.rows_beside_reward(tokenizer)
+    kept = {tuple(row.input_ids) for row in beside}
+    assert 0 < len(beside) < len(warm) and kept < {tuple(row.input_ids) for row in warm}
+    unanswered = [tokenizer.decode(row.input_ids).rpartition("asked")[2] for row in beside]
+    assert not any(slot in text for text in unanswered for slot in ("date", "time", "theater")), "these would fail"
 
 
 def test_every_customer_of_the_made_up_town_can_be_served() -> None:
