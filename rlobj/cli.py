@@ -30,6 +30,7 @@ USAGE = """\
 Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
 
   rlobj run RECIPE [--dotted.name VALUE ...]   train, evaluate and report what a recipe says
+  rlobj compare RECIPE --lambdas 0 0.1 1       several λ and seeds from one warm start: which λ?
   rlobj chat RUN [--policy NAME]               talk to a trained policy
   rlobj list                                   environments, domains, rewards and recipes, a line each
   rlobj new-domain NAME                        write NAME.json: a customer-service domain to begin with
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], None]] = {
-        "run": _run, "chat": _chat, "list": _list, "new-domain": _new_domain,
+        "run": _run, "compare": _compare, "chat": _chat, "list": _list, "new-domain": _new_domain,
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -158,6 +159,44 @@ def _run(arguments: list[str]) -> None:
     from rlobj.pipeline import run
 
     run(config)
+
+
+def _compare(arguments: list[str]) -> None:
+    parser = _Parser(
+        prog="rlobj compare",
+        description="Train every λ with every seed from one warm start and one reward model, and compare them. The "
+        "same command goes on where it stopped; with another λ or more seeds it trains only those.",
+        epilog="any field of the recipe may follow, as in rlobj run: --training.steps 100",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `rlobj list`, or a YAML file")
+    parser.add_argument(
+        "--lambdas",
+        nargs="+",
+        required=True,
+        metavar="λ",
+        help="0 0.1 1, or 0,0.1,1, or forms such as lagrange:factor=1.1",
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="seeds for each λ (default: 5)")
+    parser.add_argument("--workers", type=int, help="trials at once (default: one for each core; with a GPU, one)")
+    parser.add_argument(
+        "--ell_bound",
+        type=float,
+        default=1.25,
+        help="recommend a λ whose ℓ is at most so many times the warm start's (default: 1.25)",
+    )
+    given, overrides = parser.parse_known_args(arguments)
+    from rlobj.config import validate
+    from rlobj.recipes import load_recipe
+
+    config = load_recipe(given.recipe, overrides)
+    # the arguments of a form hold commas of their own
+    values = [part for text in given.lambdas for part in ([text] if ":" in text else text.split(",")) if part]
+    _be_calm()
+    validate(config)
+    from rlobj.comparison import compare
+
+    compare(config, values, given.seeds, given.workers, given.ell_bound)
 
 
 def _chat(arguments: list[str]) -> None:

@@ -152,6 +152,8 @@ class TrainingConfig:
     """optimiser steps for each λ"""
     learning_rate: float = 1e-4
     """peak learning rate"""
+    seed: int | None = None
+    """of the episodes' order and the sampling; null takes the run's seed"""
     num_generations: int = 8
     """episodes from the same start, compared with one another; at least 2"""
     prompts_per_step: int = 8
@@ -185,6 +187,11 @@ class RunConfig:
     """seed of everything random"""
     output_dir: str = "runs"
     """folder of all runs"""
+
+    @property
+    def policy_seed(self) -> int:
+        """The seed of reinforcement learning."""
+        return self.seed if self.training.seed is None else self.training.seed
 
 
 def dump(config: RunConfig) -> str:

@@ -18,13 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from envs.core import Episode
 from envs.vector import TextVectorEnv
 from rlobj.encoder_policy import action_logits, is_one_token_policy
-from rlobj.intervals import bootstrap_mean, wilson
+from rlobj.intervals import Interval, bootstrap_mean, wilson
 from rlobj.rollout import Rollouts, Sampling, Trajectory, play
 from rlobj.supervised import SupervisedRow, supervised_losses
-
-Interval = tuple[float, float, float]
-"""A mean and the ends of its 95% interval."""
-
 
 COLUMNS = ("success", "inform", "turns", "classic_return")
 """Columns of an episode that are metrics, where the environment has them."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
+Interval = tuple[float, float, float]
+"""A value and the ends of its 95% interval; NaN where there is none."""
 LEVEL = 0.95
+RESAMPLES = 2000
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -23,7 +27,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def bootstrap_mean(values: Sequence[float]) -> tuple[float, float, float]:
+def bootstrap_mean(values: Sequence[float]) -> Interval:
     """Mean and bootstrap percentile interval over episodes; the same for the same values.
 
     Returns: (mean, low, high); all NaN without values, the ends NaN for a single one, which says nothing of the spread.
@@ -40,7 +44,7 @@ def bootstrap_mean(values: Sequence[float]) -> tuple[float, float, float]:
         (data,),
         np.mean,
         confidence_level=LEVEL,
-        n_resamples=2000,
+        n_resamples=RESAMPLES,
         batch=200,
         method="percentile",
         rng=np.random.default_rng(0),
@@ -48,7 +52,7 @@ def bootstrap_mean(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def mean_interval_over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+def mean_interval_over_seeds(values: Sequence[float]) -> Interval:
     """Mean and Student's t interval over the few seeds of an experiment.
 
     Returns: (mean, low, high); the ends are NaN for a single seed, which says nothing of the spread, and where a
@@ -62,3 +66,63 @@ def mean_interval_over_seeds(values: Sequence[float]) -> tuple[float, float, flo
         return mean, math.nan, math.nan
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(data) - 1) * stats.sem(data))
     return mean, mean - half, mean + half
+
+
+# Experiments of several seeds, each judged on many episodes -----------------------------------------------------------
+
+
+def interquartile_mean(values: Sequence[float] | np.ndarray, axis: int = 0) -> Any:
+    """Mean of the middle half (Agarwal et al. 2021): less moved by one odd seed than the mean."""
+    return stats.trim_mean(np.asarray(values, dtype=float), 0.25, axis=axis)
+
+
+def over_seeds(runs: Sequence[Sequence[float]], statistic: Callable[..., Any] = np.mean) -> Interval:
+    """A statistic of the runs' means, with a bootstrap interval over seeds and over each one's episodes.
+
+    Seeds are drawn again, and then the episodes of each seed drawn: policies of one seed fail together, so episodes
+    alone would say too little of the spread.
+
+    Args:
+        runs: for each seed the values of its episodes.
+        statistic: of one value per seed, along `axis`: np.mean, interquartile_mean.
+
+    Returns: (value, low, high); the ends are NaN for a single seed.
+    """
+    data = [np.asarray(run, dtype=float) for run in runs]
+    if not data or any(len(run) == 0 for run in data):
+        return math.nan, math.nan, math.nan
+    value = float(statistic(np.array([run.mean() for run in data]), axis=0))
+    if len(data) == 1:
+        return value, math.nan, math.nan
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(len(data), size=(RESAMPLES, len(data)))
+    means = np.empty(chosen.shape)
+    for i, run in enumerate(data):
+        places = chosen == i
+        means[places] = run[rng.integers(len(run), size=(places.sum(), len(run)))].mean(axis=1)
+    low, high = np.quantile(statistic(means, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return value, float(low), float(high)
+
+
+def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """P(a seed of ours is better than a seed of theirs), ties counting half (Mann and Whitney 1947), with a bootstrap
+    interval over the seeds of both.
+
+    Args:
+        ours, theirs: one value per seed; more is better.
+
+    Returns: (value, low, high); the ends are NaN where either has a single seed.
+    """
+    x, y = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
+    value = float(_share_above(x, y))
+    if len(x) < 2 or len(y) < 2:
+        return value, math.nan, math.nan
+    rng = np.random.default_rng(0)
+    drawn = _share_above(rng.choice(x, (RESAMPLES, len(x))), rng.choice(y, (RESAMPLES, len(y))))
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return value, float(low), float(high)
+
+
+def _share_above(x: np.ndarray, y: np.ndarray) -> Any:
+    """Share of pairs in which x is above y along the last axes, ties half."""
+    return (np.sign(x[..., :, None] - y[..., None, :]).mean(axis=(-2, -1)) + 1) / 2

@@ -75,6 +75,27 @@ def run(config: RunConfig) -> Path:
         return this.all_stages()
 
 
+def prepare(config: RunConfig) -> dict[str, str]:
+    """Run the stages that all λ share, the warm start and the reward model, unless they have run.
+
+    Returns: settings with which other runs begin where these stages end.
+
+    Raises:
+        ValueError, Interrupted: as `run`.
+    """
+    validate(config)
+    this = _Run(config, make_task(config))
+    this.stage_count = 1 + this.trains_reward
+    with graceful_signals() as this.stop:
+        this.begin()
+        warm_key = this.warm_start()
+        this.reward(warm_key)
+    shared = {"policy.model": str(this.directory / "warm_start"), "warm_start.epochs": "0"}
+    if this.trains_reward:
+        shared["reward.model"] = str(this.directory / "reward_model")
+    return shared
+
+
 def lambda_title(lambda_sup: float | str) -> str:
     """How one λ is called in tables."""
     return f"λ = {lambda_name(lambda_sup)}"
@@ -85,6 +106,16 @@ def lambda_directory(run_dir: Path, lambda_sup: float | str) -> Path:
     return run_dir / "policies" / f"lambda={re.sub(r'[/:*?<>|]', ',', lambda_name(lambda_sup))}"
 
 
+def policy_curves(run_dir: Path, lambda_sup: float | str) -> dict[str, list[tuple[int, float]]]:
+    """Learning curves of the policy of one λ: title, one of CURVES, -> (optimiser step, value)."""
+    history = read_outputs(lambda_directory(run_dir, lambda_sup))["history"]
+    curves = {
+        title: [(int(log["step"]), float(log[key])) for log in history if log.get(key) is not None]
+        for key, title in CURVES.items()
+    }
+    return {title: points for title, points in curves.items() if points}
+
+
 class _Run:
     """The stages of one run, and what they hand on."""
 
@@ -93,15 +124,19 @@ class _Run:
         self.directory = Path(config.output_dir) / config.name
         self.main = PartialState().is_main_process
         self.stop: Any = None
+        self.trains_reward = config.reward.kind == "trained" and config.reward.model is None
         self.stage_count = 4 + len(config.objective.lambdas) - (config.reward.kind != "trained")
         self.stage_number = 0
         self._encoded: tuple[list[SupervisedRow], list[SupervisedRow]] | None = None
 
-    def all_stages(self) -> Path:
+    def begin(self) -> None:
         if self.main:
             self.directory.mkdir(parents=True, exist_ok=True)
             atomic_write_text(self.directory / "config.yaml", dump(self.config))
         self._grpo_config(self.directory)  # what TRL would refuse is refused now, before hours of other stages
+
+    def all_stages(self) -> Path:
+        self.begin()
         warm_key = self.warm_start()
         reward, reward_key = self.reward(warm_key)
         keys = {lam: self.policy(lam, reward, f"{warm_key}{reward_key}") for lam in self.config.objective.lambdas}
@@ -323,7 +358,7 @@ class _Run:
             "max_completion_length": training.max_reply_tokens,
             "temperature": training.temperature,
             "beta": training.beta,
-            "seed": self.config.seed,
+            "seed": self.config.policy_seed,
             "lr_scheduler_type": "constant_with_warmup",
             "warmup_steps": 3,
             "shuffle_dataset": False,  # the order of episodes is the task's, one pass over it
@@ -405,15 +440,12 @@ class _Run:
             **(self.task.facts or {}),
         }
         reward_model = self.directory / "reward_model"
-        if self.config.reward.kind == "trained" and self.config.reward.model is None:
+        if self.trains_reward:
             facts["reward model"] = read_outputs(reward_model)["says"]
         curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
         for lam in self.config.objective.lambdas:
-            history = read_outputs(lambda_directory(self.directory, lam))["history"]
-            for key, title in CURVES.items():
-                points = [(int(log["step"]), float(log[key])) for log in history if log.get(key) is not None]
-                if points:
-                    curves.setdefault(title, {})[lambda_title(lam)] = points
+            for title, points in policy_curves(self.directory, lam).items():
+                curves.setdefault(title, {})[lambda_title(lam)] = points
         report.write_report(
             path,
             title=f"{self.config.name}: −R + λℓ",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,19 @@ from rlobj.runs import atomic_write_text
 
 Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
 """Title -> name of a line -> points (step, value)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """A drawing of one metric against another, a point with its intervals for each policy."""
+
+    title: str
+    x: str
+    """heading of the horizontal axis"""
+    y: str
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    """name -> (x, y), each (value, low, high)"""
+
 
 METRICS = {
     "success": ("task success", "share of episodes in which the environment says that the task was done; not the "
@@ -106,6 +121,8 @@ def write_report(
     curves: Curves,
     samples: Sequence[Mapping[str, Any]],
     notes: Sequence[str] = (),
+    scatter: Scatter | None = None,
+    intervals: str = "over episodes (ℓ: over held-out rows)",
 ) -> None:
     """Write one self-contained HTML file.
 
@@ -114,12 +131,15 @@ def write_report(
         table: as in `text_table`.
         samples: dialogues with `title`, `before` and `after` (messages), `before_success` and `after_success`.
         notes: sentences for the reader, above the table.
+        scatter: a drawing below the table.
+        intervals: what the intervals are over.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
         *[f"<p>{escape(note)}</p>" for note in notes],
         f"<h2>Evaluation</h2><div class='wide'>{_html_table(table)}</div>",
-        "<p class='meaning'>In brackets: 95% interval over episodes (ℓ: over held-out rows).</p>",
+        f"<p class='meaning'>In brackets: 95% interval {escape(intervals)}.</p>",
+        f"<div class='plots'>{_scatter_plot(scatter)}</div>" if scatter and scatter.points else "",
         f"<h2>Learning curves</h2><div class='plots'>{_plots(curves)}</div>" if curves else "",
         "<h2>The same episodes before and after</h2>" if samples else "",
         *[_sample(sample, opened=number == 0) for number, sample in enumerate(samples)],
@@ -183,29 +203,54 @@ def _renamed(svg: str, prefix: str) -> str:
 
 
 def _plots(curves: Curves) -> str:
-    """One drawing per title, as SVG inside the page."""
+    """One drawing of lines per title."""
+
+    def draw(axes: Any, lines: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+        for name, points in lines.items():
+            if points:
+                steps, values = zip(*points, strict=True)
+                axes.plot(steps, values, label=name, linewidth=1.6, marker="o" if len(points) < 15 else None, ms=3)
+        axes.set_xlabel("optimiser step")
+        if axes.lines:
+            axes.legend(frameon=False)
+
+    return "".join(
+        _drawing(f"plot{number}-", title, partial(draw, lines=lines))
+        for number, (title, lines) in enumerate(curves.items())
+    )
+
+
+def _scatter_plot(scatter: Scatter) -> str:
+    def draw(axes: Any) -> None:
+        for name, (x, y) in scatter.points.items():
+            # an interval that is not known has no bar
+            bars = [[[_length(v[0], v[1])], [_length(v[2], v[0])]] for v in (x, y)]
+            axes.errorbar(x[0], y[0], xerr=bars[0], yerr=bars[1], fmt="o", ms=5, capsize=2, label=name)
+        axes.set(xlabel=scatter.x, ylabel=scatter.y)
+        axes.legend(frameon=False)
+
+    return _drawing("scatter-", scatter.title, draw)
+
+
+def _length(high: float, low: float) -> float:
+    return abs(high - low) if math.isfinite(high - low) else 0.0
+
+
+def _drawing(prefix: str, title: str, draw: Callable[[Any], None]) -> str:
+    """What `draw` puts on the axes, as SVG to stand inside the page."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    drawings: list[str] = []
     # a fixed salt: the same run gives the same file; text stays text
     look = {"svg.fonttype": "none", "svg.hashsalt": "rlobj", "font.size": 10, "text.parse_math": False}
     with mpl.rc_context(look):
-        for title, lines in curves.items():
-            figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-            axes = figure.add_subplot()
-            for name, points in lines.items():
-                if not points:
-                    continue
-                steps, values = zip(*points, strict=True)
-                axes.plot(steps, values, label=name, linewidth=1.6, marker="o" if len(points) < 15 else None, ms=3)
-            axes.set(title=title, xlabel="optimiser step")
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-            if axes.lines:
-                axes.legend(frameon=False)
-            buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-            svg = buffer.getvalue()
-            drawings.append(_renamed(svg[svg.index("<svg") :], f"plot{len(drawings)}-"))
-    return "".join(drawings)
+        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_title(title)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    return _renamed(svg[svg.index("<svg") :], prefix)

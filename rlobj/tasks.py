@@ -85,7 +85,9 @@ def _make_env(config: RunConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
 
 def _training_seeds(config: RunConfig) -> list[int]:
     """One seed per prompt of the whole training: one pass of the sampler, so that a resume goes on where it was."""
-    return [i % config.env.train_episodes for i in range(_prompts(config))]
+    # another seed of training begins elsewhere in the same episodes
+    first = (config.training.seed or 0) * _prompts(config)
+    return [(first + i) % config.env.train_episodes for i in range(_prompts(config))]
 
 
 def _prompts(config: RunConfig) -> int:
@@ -214,7 +216,7 @@ def _choices(config: RunConfig) -> Task:
     return Task(
         train_env=train_env,
         make_eval_env=factory_of(eval_env),
-        train_seeds=_rows_in_turn(_prompts(config), episodes, config.seed),
+        train_seeds=_rows_in_turn(_prompts(config), episodes, config.policy_seed),
         eval_seeds=eval_seeds,
         texts=lambda: [message["content"] for messages, _ in examples for message in messages],
         rows=rows,
@@ -338,7 +340,7 @@ def _corpus(config: RunConfig) -> Task:
     return Task(
         train_env=_make_env(config, **env_kwargs(train, replies)),
         make_eval_env=factory_of(_make_env(config, **env_kwargs(held_out, held_out_replies))),
-        train_seeds=_rows_in_turn(_prompts(config), len(train if user else replies), config.seed),
+        train_seeds=_rows_in_turn(_prompts(config), len(train if user else replies), config.policy_seed),
         eval_seeds=_some(len(held_out if user else held_out_replies), config.env.eval_episodes),
         texts=lambda: [m["content"] for dialogue in train for m in dialogue],
         rows=_dialogue_row_maker(train, held_out, config),  # every reply of a dialogue is a target, once

