@@ -7,6 +7,7 @@ Importing this package loads no torch; `TrainedReward` and `train_reward_model` 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from reward_models.calling import as_reward
 from reward_models.compose import WeightedSum
 from reward_models.functions import list_rewards, load_reward
 from reward_models.protocol import Message, Reward
@@ -15,7 +16,16 @@ if TYPE_CHECKING:
     from reward_models.trained import TrainedReward
     from reward_models.training import train_reward_model
 
-__all__ = ["Message", "Reward", "TrainedReward", "WeightedSum", "list_rewards", "load_reward", "train_reward_model"]
+__all__ = [
+    "Message",
+    "Reward",
+    "TrainedReward",
+    "WeightedSum",
+    "as_reward",
+    "list_rewards",
+    "load_reward",
+    "train_reward_model",
+]
 
 _HEAVY = {"TrainedReward": "reward_models.trained", "train_reward_model": "reward_models.training"}
 

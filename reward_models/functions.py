@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import operator
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from reward_models.calling import as_reward, nearest
 from reward_models.protocol import Conversation, Reward
 
 
@@ -53,7 +54,7 @@ def length_window(
 def _column(reward: str, name: str, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
     if name not in columns:
         raise ValueError(
-            f"reward {reward!r} reads the column {name!r}, but there are {sorted(columns)}{_nearest(name, columns)}: "
+            f"reward {reward!r} reads the column {name!r}, but there are {sorted(columns)}{nearest(name, columns)}: "
             "use an environment or a data set that has it, or another reward"
         )
     return columns[name]
@@ -74,39 +75,52 @@ SHIPPED: dict[str, Callable[..., Sequence[float | None]]] = {
     function.__name__: function for function in (exact_match, label_match, length_window, success)
 }
 
+GROUP = "rlobj.rewards"
+"""Group of entry points by which an installed package offers rewards."""
+
 
 def list_rewards() -> dict[str, str]:
     """Name of each shipped reward -> what it is, in a line."""
     return {name: (function.__doc__ or "").strip().partition("\n")[0] for name, function in SHIPPED.items()}
 
 
-def load_reward(spec: str) -> Reward:
-    """The reward that `spec` names: a shipped one, "package.module:name", or "path/to/file.py:name".
+def load_reward(
+    spec: str, kwargs: Mapping[str, Any] | None = None, *, concurrency: int | None = None, timeout: float | None = None
+) -> Reward:
+    """The reward that `spec` names: a shipped one, an entry point of group "rlobj.rewards", "package.module:name", or
+    "path/to/file.py:name". The other arguments are those of `reward_models.calling.as_reward`.
 
     Raises:
-        ValueError: nothing is there under this name; the nearest name is given.
+        ValueError: nothing is there under this name; the nearest name is given. Or `kwargs` do not fit it.
         TypeError: what is there cannot be called.
     """
-    if ":" not in spec:
-        if spec not in SHIPPED:
-            raise ValueError(
-                f"reward {spec!r} is not shipped{_nearest(spec, SHIPPED)} (shipped: {', '.join(SHIPPED)}; your own: "
-                "package.module:name or path/to/file.py:name)"
-            )
-        return SHIPPED[spec]
-    where, _, name = spec.rpartition(":")
-    module = _load_file(Path(where), spec) if where.endswith(".py") else _load_module(where, spec)
-    try:
-        found = operator.attrgetter(name)(module)
-    except AttributeError:
-        names = [each for each in vars(module) if not each.startswith("_")]
-        raise ValueError(f"reward {spec!r}: {where} has no {name!r}{_nearest(name, names)}") from None
+    found = _find(spec)
     if not callable(found):
         raise TypeError(
             f"reward {spec!r} is {found!r}: expected a function (prompts, completions, **columns) -> list of float"
         )
-    reward: Reward = found
-    return reward
+    return as_reward(found, kwargs, concurrency=concurrency, timeout=timeout)
+
+
+def _find(spec: str) -> Any:
+    if ":" not in spec:
+        if spec in SHIPPED:
+            return SHIPPED[spec]
+        installed = entry_points(group=GROUP)
+        if spec in installed.names:
+            return installed[spec].load()
+        raise ValueError(
+            f"reward {spec!r} is not shipped{nearest(spec, [*SHIPPED, *installed.names])} (shipped: "
+            f"{', '.join(SHIPPED)}; installed: {', '.join(sorted(installed.names)) or 'none'}; your own: "
+            "package.module:name or path/to/file.py:name)"
+        )
+    where, _, name = spec.rpartition(":")
+    module = _load_file(Path(where), spec) if where.endswith(".py") else _load_module(where, spec)
+    try:
+        return operator.attrgetter(name)(module)
+    except AttributeError:
+        names = [each for each in vars(module) if not each.startswith("_")]
+        raise ValueError(f"reward {spec!r}: {where} has no {name!r}{nearest(name, names)}") from None
 
 
 def _load_module(name: str, spec: str) -> Any:
@@ -121,7 +135,7 @@ def _load_module(name: str, spec: str) -> Any:
 def _load_file(path: Path, spec: str) -> Any:
     if not path.is_file():
         neighbours = (each.name for each in path.parent.glob("*.py"))
-        raise ValueError(f"reward {spec!r}: there is no file {str(path)!r}{_nearest(path.name, neighbours)}")
+        raise ValueError(f"reward {spec!r}: there is no file {str(path)!r}{nearest(path.name, neighbours)}")
     found = importlib.util.spec_from_file_location(f"reward_from_{path.stem}", path)
     assert found is not None and found.loader is not None  # a .py file has a loader
     module = importlib.util.module_from_spec(found)
@@ -132,8 +146,3 @@ def _load_file(path: Path, spec: str) -> Any:
         del sys.modules[found.name]
         raise
     return module
-
-
-def _nearest(given: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(given, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

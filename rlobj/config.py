@@ -66,7 +66,13 @@ class RewardConfig:
     kind: Literal["trained", "function", "environment"] = "environment"
     """trained: a reward model; function: a Python function; environment: the environment's own measure"""
     function: str | None = None
-    """shipped name, "module:name", or "path/to/file.py:name" (see `rlobj list`)"""
+    """name of a shipped or installed one, "module:name", or "path/to/file.py:name" (see `rlobj list rewards`)"""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """parameters of the function"""
+    concurrency: int | None = None
+    """calls of the function at the same time; null: 16 where it is async and scores one episode, else 1"""
+    timeout: float | None = None
+    """seconds for one call of the function; null waits for ever"""
     model: str | None = None
     """reward model directory or hub id; null trains one"""
     pairs: int = 1500

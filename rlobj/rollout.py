@@ -24,6 +24,7 @@ from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, T
 from envs.adapters import as_text_env
 from envs.core import Episode, OnBadReward, TextEnv
 from envs.vector import TextVectorEnv
+from reward_models.calling import as_reward
 from reward_models.trained import as_plain_text
 from rlobj.chat_format import ChatFormat, Message
 from rlobj.encoder_policy import action_logits, is_one_token_policy
@@ -331,6 +332,8 @@ class EnvironmentRollout:
         seeds = [episode_seed(prompt) for prompt in prompts]
         if self._environments is None or self._environments.num_envs != len(seeds):
             self._environments = TextVectorEnv(self.make_env, len(seeds), self.reward, self.on_bad_reward)
+            if self._environments.reward is not None:
+                self._environments.reward = as_reward(self._environments.reward)
         with trainer.accelerator.autocast():
             rollouts = play(trainer.model, trainer.processing_class, self._environments, seeds, self.sampling)
         return {

@@ -18,7 +18,7 @@ from rlobj.spelling import did_you_mean
 from rlobj.trl_fields import check_trl_fields
 
 if TYPE_CHECKING:
-    from rlobj.config import PolicyConfig, RunConfig, TrainingConfig
+    from rlobj.config import PolicyConfig, RewardConfig, RunConfig, TrainingConfig
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
@@ -42,7 +42,7 @@ def validate(config: RunConfig) -> RunConfig:
     _check_policy(config)
     _check_reward(config)
     _check_supervision(config)
-    _check_reward_function(config.reward.function)
+    _check_reward_function(config.reward)
     check_trl_fields(config)  # last, with what stands on it: it imports TRL
     _check_batch(config.training)
     return config
@@ -250,14 +250,20 @@ def _check_reward(config: RunConfig) -> None:
         )
 
 
-def _check_reward_function(function: str | None) -> None:
-    if function is not None:
-        from reward_models.functions import load_reward
+def _check_reward_function(reward: RewardConfig) -> None:
+    for name in ("concurrency", "timeout"):
+        if (value := getattr(reward, name)) is not None:
+            _at_least(f"reward.{name}", value, 0, above=True)
+    if reward.function is None:
+        if reward.kwargs:
+            raise ValueError(f"reward.kwargs is {reward.kwargs}, but there is no reward.function for them: set it too")
+        return
+    from reward_models.functions import load_reward
 
-        try:
-            load_reward(function)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"reward.function: {error}") from error
+    try:
+        load_reward(reward.function, reward.kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"reward.function: {error}") from error
 
 
 def _check_supervision(config: RunConfig) -> None:

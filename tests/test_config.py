@@ -184,6 +184,17 @@ def test_reward_functions(function: str, message: str, tmp_path: Path) -> None:
     validate(load_recipe("customer-service", [*arguments, f"{tmp_path / 'mine.py'}:score"]))
 
 
+def test_parameters_of_reward_functions() -> None:
+    arguments = ["--reward.kind", "function", "--reward.function", "length_window"]
+    config = load_recipe("customer-service", [*arguments, "--reward.kwargs.high", "30", "--reward.timeout", "2"])
+    assert validate(config).reward.kwargs == {"high": 30}
+    told = "reward.function: reward 'length_window' has no parameter 'hihg'; did you mean 'high'"
+    assert told in refusal("customer-service", *arguments, "--reward.kwargs.hihg", "30")
+    assert "reward.timeout is 0.0" in refusal("customer-service", *arguments, "--reward.timeout", "0")
+    assert "reward.concurrency is -1" in refusal("customer-service", *arguments, "--reward.concurrency", "-1")
+    assert "there is no reward.function" in refusal("customer-service", "--reward.kwargs.high", "30")
+
+
 def test_no_supervision_without_data() -> None:
     kwargs = ["--env.kwargs", '{prompts: [[{role: user, content: "hello"}]]}']
     arguments = ["--env.id", "rlobj/Dialogue-v0", *kwargs, "--reward.kind", "environment"]
