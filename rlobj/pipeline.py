@@ -265,9 +265,7 @@ class _Run:
             return None, ""
         if wanted.kind == "function":
             assert wanted.function is not None
-            reward = load_reward(
-                wanted.function, wanted.kwargs, concurrency=wanted.concurrency, timeout=wanted.timeout
-            )
+            reward = load_reward(wanted.function, wanted.kwargs, concurrency=wanted.concurrency, timeout=wanted.timeout)
             return reward, wanted.function + (str(wanted.kwargs) if wanted.kwargs else "")
         if wanted.model is not None:
             return TrainedReward(wanted.model), wanted.model
