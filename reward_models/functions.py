@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import operator
 import sys
@@ -79,16 +80,25 @@ GROUP = "rlobj.rewards"
 """Group of entry points by which an installed package offers rewards."""
 
 
-def list_rewards() -> dict[str, str]:
-    """Name of each shipped reward -> what it is, in a line."""
-    return {name: (function.__doc__ or "").strip().partition("\n")[0] for name, function in SHIPPED.items()}
+def list_rewards() -> dict[str, tuple[str, str]]:
+    """Name of each reward that is found -> where from, and what it is, in a line; nothing is imported for it."""
+    found = {name: ("shipped", _first_line(function)) for name, function in SHIPPED.items()}
+    for each in entry_points(group=GROUP):
+        source = f"{each.dist.name} {each.dist.version}" if each.dist is not None else "installed"
+        found.setdefault(each.name, (source, each.value))
+    return found
+
+
+def _first_line(function: Any) -> str:
+    return (function.__doc__ or "").strip().partition("\n")[0]
 
 
 def load_reward(
     spec: str, kwargs: Mapping[str, Any] | None = None, *, concurrency: int | None = None, timeout: float | None = None
 ) -> Reward:
-    """The reward that `spec` names: a shipped one, an entry point of group "rlobj.rewards", "package.module:name", or
-    "path/to/file.py:name". The other arguments are those of `reward_models.calling.as_reward`.
+    """The reward that `spec` names: a shipped one, an entry point of group "rlobj.rewards", "package.module:name",
+    "path/to/file.py:name", or the directory of a trained reward model. The other arguments
+    are those of `reward_models.calling.as_reward`.
 
     Raises:
         ValueError: nothing is there under this name; the nearest name is given. Or `kwargs` do not fit it.
@@ -106,6 +116,10 @@ def _find(spec: str) -> Any:
     if ":" not in spec:
         if spec in SHIPPED:
             return SHIPPED[spec]
+        if (Path(spec) / "config.json").is_file():
+            from reward_models.trained import TrainedReward
+
+            return functools.partial(TrainedReward, spec)
         installed = entry_points(group=GROUP)
         if spec in installed.names:
             return installed[spec].load()

@@ -32,7 +32,8 @@ Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
   rlobj run RECIPE [--dotted.name VALUE ...]   train, evaluate and report what a recipe says
   rlobj compare RECIPE --lambdas 0 0.1 1       several λ and seeds from one warm start: which λ?
   rlobj chat RUN [--policy NAME]               talk to a trained policy
-  rlobj list                                   environments, domains, rewards and recipes, a line each
+  rlobj try-reward REWARD TEXT ...             score texts at once, without training
+  rlobj list [KIND]                            environments, domains, rewards and recipes, a line each
   rlobj new-domain NAME                        write NAME.json: a customer-service domain to begin with
   rlobj VERB --help                            more about a verb
   rlobj --version
@@ -78,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], None]] = {
-        "run": _run, "compare": _compare, "chat": _chat, "list": _list, "new-domain": _new_domain,
+        "run": _run, "compare": _compare, "chat": _chat, "try-reward": _try_reward, "list": _list,
+        "new-domain": _new_domain,
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -216,16 +218,61 @@ def _chat(arguments: list[str]) -> None:
     talk(given.run, given.policy)
 
 
+def _try_reward(arguments: list[str]) -> None:
+    parser = _Parser(
+        prog="rlobj try-reward",
+        description="Score texts with a reward at once, without training.",
+        epilog="A file has a text in each line, or (.jsonl) an object with completion and prompt, or messages; what "
+        "else it holds are columns.",
+    )
+    parser.add_argument("reward", metavar="REWARD", help="a name from `rlobj list rewards`, package.module:name, "
+                        "path/to/file.py:name, or the directory of a reward model")  # fmt: skip
+    parser.add_argument("texts", metavar="TEXT", nargs="*", help="what a policy says")
+    parser.add_argument("--prompt", help="what it answers to")
+    parser.add_argument("--file", help="score the rows of this file")
+    parser.add_argument("--kwargs", metavar="{…}", help="parameters of the reward; one: --kwargs.NAME VALUE")
+    parser.add_argument("--columns", metavar="{…}", help="what else is known of the texts; one: --columns.NAME VALUE")
+    parser.add_argument("--concurrency", type=int, help="calls at the same time")
+    parser.add_argument("--timeout", type=float, help="seconds for one call")
+    from rlobj.try_reward import as_text, read_texts, split_dotted, table, try_reward
+
+    left, values = split_dotted(arguments, ("kwargs", "columns"))
+    given = parser.parse_args(left)
+    columns = values["columns"]
+    texts = [as_text(text, given.prompt, columns) for text in given.texts]
+    texts += read_texts(given.file, given.prompt, columns) if given.file else []
+    if not texts:
+        raise ValueError('nothing to score: rlobj try-reward REWARD "text", or --file FILE')
+    _be_calm()
+    scores = try_reward(given.reward, texts, values["kwargs"], concurrency=given.concurrency, timeout=given.timeout)
+    print(table(texts, scores))
+
+
 def _list(arguments: list[str]) -> None:
+    tables: dict[str, Callable[[], Iterable[tuple[str, ...]]]] = {
+        "environments": _environments, "domains": _domains, "rewards": _rewards, "recipes": _recipes,
+    }  # fmt: skip
     parser = _Parser(prog="rlobj list", description="Environments, domains, rewards and recipes, a line each.")
-    parser.parse_args(arguments)
-    import reward_models.functions
+    parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(tables)} (default: all)")
+    kind = parser.parse_args(arguments).kind
+    if kind is not None and kind not in tables:
+        from rlobj.spelling import did_you_mean
+
+        raise ValueError(f"rlobj list {kind}: expected one of {', '.join(tables)}{did_you_mean(kind, tables)}")
+    for name in tables if kind is None else (kind,):
+        _print_table(name.capitalize(), tables[name]())
+
+
+def _rewards() -> list[tuple[str, ...]]:
+    from reward_models.functions import list_rewards
+
+    return [(name, *rest) for name, rest in list_rewards().items()]
+
+
+def _recipes() -> list[tuple[str, ...]]:
     from rlobj.recipes import descriptions
 
-    _print_table("Environments", _environments())
-    _print_table("Domains", _domains())
-    _print_table("Rewards", reward_models.functions.list_rewards().items())
-    _print_table("Recipes", descriptions().items())
+    return list(descriptions().items())
 
 
 def _new_domain(arguments: list[str]) -> None:
@@ -238,7 +285,7 @@ def _new_domain(arguments: list[str]) -> None:
     print(f"{path} is written. Train on it: rlobj run customer-service --env.kwargs.domain ./{path}")
 
 
-def _environments() -> list[tuple[str, str]]:
+def _environments() -> list[tuple[str, ...]]:
     """Id and first line of each environment of ours."""
     import pkgutil
 
@@ -246,7 +293,7 @@ def _environments() -> list[tuple[str, str]]:
 
     import envs  # noqa: F401  (registers them)
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for spec in gymnasium.registry.values():
         if spec.namespace == "rlobj":
             target = pkgutil.resolve_name(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
@@ -254,13 +301,13 @@ def _environments() -> list[tuple[str, str]]:
     return sorted(rows)
 
 
-def _domains() -> list[tuple[str, str]]:
+def _domains() -> list[tuple[str, ...]]:
     """Each shipped domain with what it serves and its ceiling."""
     from envs.customer_service import CustomerServiceEnv
     from envs.domain import load_domain, shipped_domains
     from envs.experts import ceiling
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in shipped_domains():
         domain = load_domain(name)
         possible = ceiling(lambda name=name: CustomerServiceEnv(name))  # type: ignore[misc]
@@ -268,9 +315,9 @@ def _domains() -> list[tuple[str, str]]:
     return rows
 
 
-def _print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
+def _print_table(title: str, rows: Iterable[tuple[str, ...]]) -> None:
     rows = list(rows)
-    width = max((len(name) for name, _ in rows), default=0)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print(f"{title}:")
-    for name, line in rows:
-        print(f"  {name:<{width}}  {line}")
+    for row in rows:
+        print("  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

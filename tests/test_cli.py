@@ -115,7 +115,7 @@ def test_run_hands_the_configuration_on(pipeline: types.SimpleNamespace) -> None
         ([*RUN, "--objective.lambda", "1", "--print_config"], "unknown key 'objective.lambda'"),
         (["chat"], "rlobj chat: the following arguments are required: RUN"),
         (["chat", "x", "--polcy", "y"], "rlobj chat: unrecognized arguments: --polcy y"),
-        (["list", "more"], "rlobj list: unrecognized arguments: more"),
+        (["list", "more"], "rlobj list more: expected one of environments, domains"),
     ],
 )
 def test_an_error_of_the_users_is_told_in_a_line_or_two(

@@ -162,7 +162,7 @@ def test_a_slow_call_is_that_episodes_failure(is_async):
     first, second, third = reward.outcomes(PROMPTS, SAID)
     assert (first, third) == (1.0, 1.0) and isinstance(second, TimeoutError)
     assert "no answer within its timeout of 0.2 s" in str(second) and time.perf_counter() - started < 1.5
-    with pytest.raises(TimeoutError, match="0.2 s"):
+    with pytest.raises(TimeoutError, match="timeout of"):
         reward(PROMPTS, SAID)
 
 
@@ -171,7 +171,7 @@ def test_a_slow_batch_function_times_out():
         time.sleep(2)
         return [0.0] * 3
 
-    with pytest.raises(TimeoutError, match="'stuck' gave no answer within its timeout of 0.1 s"):
+    with pytest.raises(TimeoutError, match="'stuck' gave no answer within its timeout"):
         as_reward(stuck, timeout=0.1)(PROMPTS, SAID)
 
 

@@ -79,8 +79,8 @@ def test_column_of_another_length_is_an_error() -> None:
 def test_list_names_all_with_a_line() -> None:
     listed = list_rewards()
     assert set(listed) == set(SHIPPED) == {"exact_match", "label_match", "length_window", "success"}
-    assert all(listed.values()), "each says what it is"
-    assert listed["label_match"] == "1 if the policy's last message is the column `label`, else 0."
+    assert all(map(all, listed.values())), "each says what it is"
+    assert listed["label_match"] == ("shipped", "1 if the policy's last message is the column `label`, else 0.")
 
 
 def test_reward_of_a_module_by_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
