@@ -29,7 +29,9 @@ def test_texts_with_parameters_and_columns(capsys: Any) -> None:
 
 def test_one_episode_function_of_a_file_sees_prompt_and_text(capsys: Any, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
-    path.write_text("def echo(messages, bonus=0.0):\n    return bonus + (messages[0]['content'] in messages[1]['content'])\n")
+    path.write_text(
+        "def echo(messages, bonus=0.0):\n    return bonus + (messages[0]['content'] in messages[1]['content'])\n"
+    )
     spec = f"{path}:echo"
     assert said(capsys, "try-reward", spec, "say hi", "--prompt", "hi", "--kwargs.bonus", "0.5").split()[0] == "1.5"
     told = said(capsys, "try-reward", spec, "hi", "--kwargs.bonsu", "1", status=2)
