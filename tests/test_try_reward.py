@@ -78,11 +78,11 @@ def test_mistakes_are_told(capsys: Any, arguments: list[str], message: str) -> N
 
 
 def test_a_reward_model_directory(capsys: Any, tmp_path: Path) -> None:
+    from small import TEXTS
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     from reward_models import TrainedReward
     from rlobj.policies import make_tokenizer
-    from small import TEXTS
 
     tokenizer = make_tokenizer(TEXTS, vocab_size=300, max_length=64)
     config = LlamaConfig(
