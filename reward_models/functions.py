@@ -1,4 +1,4 @@
-"""Shipped reward functions, and how a reward is found by its name. Nothing here imports torch."""
+"""How a reward is found by its name. Nothing here imports torch until a reward model is asked for."""
 
 from __future__ import annotations
 
@@ -6,75 +6,23 @@ import functools
 import importlib.util
 import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from reward_models import shipped, text_metrics
 from reward_models.calling import as_reward, nearest
-from reward_models.protocol import Conversation, Reward
+from reward_models.protocol import Reward
 
-
-def label_match(prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any) -> list[float]:
-    """1 if the policy's last message is the column `label`, else 0."""
-    labels = _column("label_match", "label", columns)
-    return [float(_said(each) == str(want)) for each, want in zip(completions, labels, strict=True)]
-
-
-def exact_match(
-    prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
-) -> list[float | None]:
-    """1 if the policy's last message is the column `reference`, else 0; no reward without a reference."""
-    references = _column("exact_match", "reference", columns)
-    return [
-        None if want is None else float(_said(each).strip() == want.strip())
-        for each, want in zip(completions, references, strict=True)
-    ]
-
-
-def success(prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any) -> list[float]:
-    """1 if the environment says that the task was done (column `success`), else 0."""
-    return [float(done) for done in _column("success", "success", columns)]
-
-
-def length_window(
-    prompts: Sequence[Conversation], completions: Sequence[Conversation], low: int = 1, high: int = 40, **columns: Any
-) -> list[float]:
-    """1 if the policy's last message has 1 to 40 words; less, the farther from there.
-
-    Other bounds: functools.partial(length_window, low=5, high=20).
-
-    Raises:
-        ValueError: low is above high, or negative.
-    """
-    if not 0 <= low <= high:
-        raise ValueError(f"low is {low} and high is {high} words: expected 0 <= low <= high")
-    return [_in_window(len(_said(each).split()), low, high) for each in completions]
-
-
-def _column(reward: str, name: str, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
-    if name not in columns:
-        raise ValueError(
-            f"reward {reward!r} reads the column {name!r}, but there are {sorted(columns)}{nearest(name, columns)}: "
-            "use an environment or a data set that has it, or another reward"
-        )
-    return columns[name]
-
-
-def _in_window(words: int, low: int, high: int) -> float:
-    if low <= words <= high:
-        return 1.0
-    return words / low if words < low else high / words
-
-
-def _said(completion: Conversation) -> str:
-    """The policy's last message."""
-    return next((m["content"] for m in reversed(completion) if m["role"] == "assistant"), "")
-
-
-SHIPPED: dict[str, Callable[..., Sequence[float | None]]] = {
-    function.__name__: function for function in (exact_match, label_match, length_window, success)
-}
+SHIPPED: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        shipped.exact_match, shipped.fuzzy_match, shipped.label_match, shipped.regex_match, shipped.length_window,
+        shipped.no_repetition, shipped.forbidden_words, shipped.json_format, shipped.tag_format, shipped.politeness,
+        shipped.slot_coverage, shipped.success, text_metrics.bleu, text_metrics.chrf, text_metrics.rouge,
+    )
+}  # fmt: skip
 
 GROUP = "rlobj.rewards"
 """Group of entry points by which an installed package offers rewards."""

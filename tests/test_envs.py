@@ -259,12 +259,12 @@ def test_columns_are_handed_over_and_one_call_scores_all():
 
 
 def test_a_reward_by_name():
-    env = gymnasium.make("rlobj/Classification-v0", reward="reward_models.functions:label_match")
+    env = gymnasium.make("rlobj/Classification-v0", reward="reward_models.shipped:label_match")
     env.reset(seed=0)
     right = env.unwrapped.label_names.index(env.unwrapped.labels[0])
     assert env.step(right)[1] == 1.0
     with pytest.raises(ValueError, match="expected a function's 'module:name'"):
-        gymnasium.make("rlobj/Classification-v0", reward="reward_models.functions:nothing")
+        gymnasium.make("rlobj/Classification-v0", reward="reward_models.shipped:nothing")
 
 
 # Labels and replies ---------------------------------------------------------------------------------------------------

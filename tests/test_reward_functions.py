@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import reward_models
-from reward_models.functions import SHIPPED, length_window, list_rewards, load_reward
+from reward_models.functions import SHIPPED, list_rewards, load_reward
+from reward_models.shipped import length_window
 
 HOME = Path(__file__).parents[1]
 PROMPT = [{"role": "user", "content": "What is it?"}]
@@ -78,7 +79,7 @@ def test_column_of_another_length_is_an_error() -> None:
 
 def test_list_names_all_with_a_line() -> None:
     listed = list_rewards()
-    assert set(listed) == set(SHIPPED) == {"exact_match", "label_match", "length_window", "success"}
+    assert set(listed) >= set(SHIPPED) and len(SHIPPED) >= 12
     assert all(map(all, listed.values())), "each says what it is"
     assert listed["label_match"] == ("shipped", "1 if the policy's last message is the column `label`, else 0.")
 
@@ -141,7 +142,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_functions_load_no_torch() -> None:
-    assert not loaded_by("import reward_models.functions, reward_models.compose") & {"torch", "transformers", "trl"}
+    assert not loaded_by("import reward_models.functions, reward_models.compose, reward_models.shipped, reward_models.text_metrics") & {"torch", "transformers", "trl"}
 
 
 def test_all_modules_load_neither_envs_nor_rlobj() -> None:
