@@ -142,7 +142,9 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_functions_load_no_torch() -> None:
-    assert not loaded_by("import reward_models.functions, reward_models.compose, reward_models.shipped, reward_models.text_metrics") & {"torch", "transformers", "trl"}
+    assert not loaded_by(
+        "import reward_models.functions, reward_models.compose, reward_models.shipped, reward_models.text_metrics"
+    ) & {"torch", "transformers", "trl"}
 
 
 def test_all_modules_load_neither_envs_nor_rlobj() -> None:

@@ -42,7 +42,9 @@ def test_matches() -> None:
 
 def test_fuzzy_match() -> None:
     # 2 · 3 letters in order of 3 + 4
-    assert score("fuzzy_match", "abc", "北京市", "", reference=["ABCd", "北京", "x"]) == pytest.approx([6 / 7, 4 / 5, 0])
+    assert score("fuzzy_match", "abc", "北京市", "", reference=["ABCd", "北京", "x"]) == pytest.approx(
+        [6 / 7, 4 / 5, 0]
+    )
     assert score("fuzzy_match", "abc", kwargs={"at_least": 0.9}, reference=["abcd"]) == [0.0]
     assert score("fuzzy_match", "abc", reference=[None]) == [None]
 
@@ -116,7 +118,9 @@ def test_text_metrics() -> None:
         assert score(name, "xyz", **{"reference": ["the cat"]}) == pytest.approx([0.0], abs=1e-6)
         assert score(name, "xyz", reference=[None]) == [None]
     # the longest common subsequence is 2 of 3 and 2 of 4 words
-    assert score("rouge", "你 好 吗", reference=["你好世界"]) == pytest.approx([2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)])
+    assert score("rouge", "你 好 吗", reference=["你好世界"]) == pytest.approx(
+        [2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)]
+    )
     assert score("bleu", "今天天气很好", reference=["今天天气非常好"])[0] > 0.3, "Chinese is compared by characters"
     with pytest.raises(ValueError, match="kind is 'rogue'"):
         score("rouge", "a", kwargs={"kind": "rogue"}, reference=["a"])

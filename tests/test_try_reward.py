@@ -98,6 +98,6 @@ def test_a_reward_model_directory(capsys: Any, tmp_path: Path) -> None:
 
 def test_list_of_one_kind(capsys: Any) -> None:
     listed = said(capsys, "list", "rewards")
-    assert listed.startswith("Rewards:\n") and "label_match    shipped  1 if" in listed and "Recipes" not in listed
+    assert listed.startswith("Rewards:\n") and "label_match      shipped  1 if" in listed and "Recipes" not in listed
     assert "did you mean 'rewards'" in said(capsys, "list", "reward", status=2)
     assert "customer-service" in said(capsys, "list", "recipes")
