@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rlobj._origin import check_origin
 
 if TYPE_CHECKING:
+    from rlobj.callbacks import TrainingDiverged as TrainingDiverged
+    from rlobj.config import PPOConfig as PPOConfig
     from rlobj.encoder_policy import as_one_token_policy as as_one_token_policy
     from rlobj.evaluation import Evaluation as Evaluation
     from rlobj.evaluation import evaluate as evaluate
@@ -32,13 +34,15 @@ if TYPE_CHECKING:
     from rlobj.supervised import label_rows as label_rows
     from rlobj.supervised import warm_start as warm_start
     from rlobj.trainer import LambdaIsDead as LambdaIsDead
+    from rlobj.trainer import ObjectiveArguments as ObjectiveArguments
     from rlobj.trainer import ObjectiveTrainer as ObjectiveTrainer
-    from rlobj.trainer import TrainingDiverged as TrainingDiverged
     from rlobj.trainer import episode_dataset as episode_dataset
 
 __version__ = "0.1.0"
 
 _NAMES_OF = {
+    "callbacks": ("TrainingDiverged",),
+    "config": ("PPOConfig",),
     "encoder_policy": ("as_one_token_policy",),
     "evaluation": ("Evaluation", "evaluate"),
     "lambdas": ("Constant", "Linear", "as_lambda"),
@@ -47,7 +51,7 @@ _NAMES_OF = {
     "recipes": ("load_recipe",),
     "rollout": ("EnvironmentRollout", "Sampling", "episode_return"),
     "supervised": ("SupervisedRow", "dialogue_rows", "label_rows", "warm_start"),
-    "trainer": ("LambdaIsDead", "ObjectiveTrainer", "TrainingDiverged", "episode_dataset"),
+    "trainer": ("LambdaIsDead", "ObjectiveArguments", "ObjectiveTrainer", "episode_dataset"),
 }
 """Module -> its public names: the same as above, for Python."""
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}

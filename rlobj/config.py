@@ -5,7 +5,7 @@ The docstring under a field is its help on the command line. Nothing here import
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -150,6 +150,30 @@ class ObjectiveConfig:
         return [_number_or_text(given)]
 
 
+EstimatorName = Literal["grpo", "rloo", "reinforce", "ppo", "exact"]
+ESTIMATORS: tuple[str, ...] = get_args(EstimatorName)
+
+
+@dataclass(frozen=True, slots=True)
+class PPOConfig:
+    """The critic of training.estimator ppo, and what is made of its values."""
+
+    gamma: float = 1.0
+    """discount"""
+    gae_lambda: float = 0.95
+    """0: one step, and the critic's opinion of the rest; 1: the whole return"""
+    credit: Literal["token", "turn"] = "token"
+    """whether gamma and gae_lambda count tokens, or turns of the policy"""
+    whiten: bool = True
+    """scale advantages to mean 0 and standard deviation 1 over the policy's tokens of a generation"""
+    clip_value: float = 0.2
+    """how far a value may move within one generation; 0: as far as it likes"""
+    learning_rate: float = 1e-3
+    """of the critic"""
+    hidden_size: int = 64
+    """of the critic's hidden layer"""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """Reinforcement learning with trl.GRPOTrainer."""
@@ -160,8 +184,10 @@ class TrainingConfig:
     """peak learning rate"""
     seed: int | None = None
     """of the episodes' order and the sampling; null takes the run's seed"""
+    estimator: EstimatorName = "grpo"
+    """of ∇R: grpo, rloo (leave one out), reinforce (moving baseline), ppo (critic), exact (every label tried)"""
     num_generations: int = 8
-    """episodes from the same start, compared with one another; at least 2"""
+    """episodes from the same start; grpo and rloo compare at least 2 with one another, the others take 1"""
     prompts_per_step: int = 8
     """different starts in one optimiser step"""
     max_reply_tokens: int = 40
@@ -189,6 +215,7 @@ class RunConfig:
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
     seed: int = 0
     """seed of everything random"""
     output_dir: str = "runs"

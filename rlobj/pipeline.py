@@ -44,7 +44,7 @@ from rlobj.runs import (
 )
 from rlobj.supervised import SupervisedRow, quiet, warm_start
 from rlobj.tasks import MODEL_USER, Task, make_task
-from rlobj.trainer import ObjectiveTrainer
+from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
 
 WARM_START = "warm start"
 CURVES = {
@@ -313,6 +313,8 @@ class _Run:
                 supervised_batch_size=config.objective.supervised_batch_size,
                 probe_every=config.objective.probe_every,
                 max_bad_steps=config.training.max_bad_steps,
+                estimator=config.training.estimator,
+                ppo=config.ppo,
                 max_length=config.policy.max_length,
                 callbacks=self._callbacks(
                     lambda_title(lambda_sup),
@@ -331,6 +333,7 @@ class _Run:
         inputs = [
             upstream,
             asdict(config.training),
+            *([asdict(config.ppo)] if config.training.estimator == "ppo" else []),
             config.objective.supervised_batch_size,
             config.objective.probe_every,
             *(["only_successful"] if config.objective.only_successful else []),
@@ -362,6 +365,7 @@ class _Run:
             "seed": self.config.policy_seed,
             "lr_scheduler_type": "constant_with_warmup",
             "warmup_steps": 3,
+            **({"scale_rewards": "none"} if training.estimator == "rloo" else {}),
             "shuffle_dataset": False,  # the order of episodes is the task's, one pass over it
             "logging_steps": 1,
             "save_steps": max(training.steps // 4, 1),
@@ -373,7 +377,7 @@ class _Run:
             "disable_dropout": True,
             "dataloader_pin_memory": False,
         }
-        return GRPOConfig(**{**fields, **training.trl})
+        return ObjectiveArguments(**{**fields, **training.trl})
 
     def _sampling(self) -> Sampling:
         training = self.config.training

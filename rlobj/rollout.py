@@ -8,8 +8,10 @@ Legend: B episodes still running, T tokens in the cache, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +29,7 @@ from envs.vector import TextVectorEnv
 from reward_models.calling import as_reward
 from reward_models.trained import as_plain_text
 from rlobj.chat_format import ChatFormat, Message
+from rlobj.critic import Critic, Watched, watching
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 
 
@@ -69,21 +72,27 @@ class Trajectory:
     """log π(token) when it was sampled; 0.0 at environment tokens."""
     rewards: list[float] = field(default_factory=list)
     """What was earned by each token: a turn's reward at the turn's last token, the episode's at the last of all."""
+    values: list[float] = field(default_factory=list)
+    """The critic's value before each token; 0.0 at environment tokens, and where there is no critic."""
+    bootstrap: float = 0.0
+    """The critic's value behind the last token of an episode that was cut short; 0.0 where it ended."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
 
-    def append_policy(self, token: int, logp: float) -> None:
+    def append_policy(self, token: int, logp: float, value: float = 0.0) -> None:
         self.completion_ids.append(token)
         self.policy_mask.append(1)
         self.logps.append(logp)
         self.rewards.append(0.0)
+        self.values.append(value)
 
     def append_environment(self, ids: Sequence[int]) -> None:
         self.completion_ids += ids
         self.policy_mask += [0] * len(ids)
         self.logps += [0.0] * len(ids)
         self.rewards += [0.0] * len(ids)
+        self.values += [0.0] * len(ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,23 +163,56 @@ def play(
     environments: TextVectorEnv,
     seeds: Sequence[int],
     sampling: Sampling,
+    critic: Critic | None = None,
 ) -> Rollouts:
     """Play one episode per seed to its end and score them all in one call of the reward.
 
-    The policy is left in the mode (train or eval) in which it came; it plays without dropout.
+    The policy is left in the mode (train or eval) in which it came; it plays without dropout. A critic reads the values
+    off the states that the policy samples from.
     """
     was_training = policy.training
     policy.eval()
     try:
-        if is_one_token_policy(policy):
-            trajectories = _play_labels(policy, tokenizer, environments, seeds, sampling)
-        else:
-            trajectories = _CausalPlay(policy, ChatFormat(tokenizer), environments, sampling).run(seeds)
+        with watching(policy) if critic is not None else nullcontext(Watched()) as seen:
+            judge = _Judge(critic, seen)
+            if is_one_token_policy(policy):
+                trajectories = _play_labels(policy, tokenizer, environments, seeds, sampling, judge)
+            else:
+                trajectories = _CausalPlay(policy, ChatFormat(tokenizer), environments, sampling, judge).run(seeds)
     finally:
         policy.train(was_training)
     for trajectory, reward in zip(trajectories, environments.final_rewards(), strict=True):
         trajectory.rewards[-1] += reward
     return Rollouts(trajectories, environments.episodes, [sum(t.rewards) for t in trajectories])
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """A critic, if there is one, on the states of the policy's latest forward pass."""
+
+    critic: Critic | None
+    seen: Watched
+
+    def values(self, rows: int) -> list[float]:
+        """Value of the last state of each row."""
+        if self.critic is None:
+            return [0.0] * rows
+        values: list[float] = self.critic(self.seen.states[:, -1].float()).tolist()
+        return values
+
+
+def returns_of_all_actions(environments: TextVectorEnv, seeds: Sequence[int], actions: int) -> list[list[float]]:
+    """What each action would have earned in each episode: every episode is played once for each action.
+
+    Args:
+        environments: of `len(seeds) * actions` episodes, each of one step.
+
+    Returns: (B, A).
+    """
+    environments.reset(seed=[seed for seed in seeds for _ in range(actions)])
+    results = environments.act({i: i % actions for i in range(len(seeds) * actions)})
+    totals = [results[i].reward + reward for i, reward in enumerate(environments.final_rewards())]
+    return [totals[i : i + actions] for i in range(0, len(totals), actions)]
 
 
 def _sample(logits: Tensor, warpers: LogitsProcessorList) -> tuple[Tensor, Tensor]:
@@ -201,14 +243,16 @@ def _play_labels(
     environments: TextVectorEnv,
     seeds: Sequence[int],
     sampling: Sampling,
+    judge: _Judge,
 ) -> list[Trajectory]:
     observations, _ = environments.reset(seed=list(seeds))
     limit = min(sampling.max_length, policy.config.max_position_embeddings)
     trajectories = [Trajectory(encode_text(tokenizer, messages, limit)) for messages in observations]
     ids, mask = _padded([t.prompt_ids for t in trajectories], tokenizer.pad_token_id, policy.device)
     actions, logps = _sample(action_logits(policy, ids, mask), sampling.warpers())
-    for trajectory, action, logp in zip(trajectories, actions.tolist(), logps.tolist(), strict=True):
-        trajectory.append_policy(action, logp)
+    values = judge.values(len(trajectories))
+    for trajectory, action, logp, value in zip(trajectories, actions.tolist(), logps.tolist(), values, strict=True):
+        trajectory.append_policy(action, logp, value)
     results = environments.act(dict(enumerate(actions.tolist())))
     for index, result in results.items():
         trajectories[index].rewards[-1] = result.reward
@@ -221,9 +265,15 @@ class _CausalPlay:
     """The state of one batch of dialogues: the cache and who is still talking."""
 
     def __init__(
-        self, policy: PreTrainedModel, chat: ChatFormat, environments: TextVectorEnv, sampling: Sampling
+        self,
+        policy: PreTrainedModel,
+        chat: ChatFormat,
+        environments: TextVectorEnv,
+        sampling: Sampling,
+        judge: _Judge,
     ) -> None:
         self.policy, self.chat, self.environments, self.sampling = policy, chat, environments, sampling
+        self.judge = judge
         self.pad_id: int = chat.tokenizer.pad_token_id
         self.warpers = sampling.warpers()
         self.cache = DynamicCache(config=policy.config)
@@ -246,19 +296,26 @@ class _CausalPlay:
             results = self.environments.act(dict(zip(running, replies, strict=True)))
             keep: list[int] = []
             incoming = []
+            cut_short: dict[int, list[int]] = {}
             for row, i in enumerate(running):
                 result = results[i]
                 trajectories[i].rewards[-1] = result.reward
-                if result.terminated or result.truncated:
+                if result.terminated:
                     continue
                 ids = self._answer(trajectories[i], result.new_messages)
-                if len(trajectories[i]) + len(ids) + 1 >= self.sampling.max_length:
-                    self.environments.truncate(i)
+                full = len(trajectories[i]) + len(ids) + 1 >= self.sampling.max_length
+                if full or result.truncated:
+                    cut_short[row] = [trajectories[i].completion_ids[-1], *([] if full else ids)]
+                    if not result.truncated:
+                        self.environments.truncate(i)
                     continue
                 trajectories[i].append_environment(ids)
                 keep.append(row)
                 # a cut reply's closing token and the last sampled one have not been through the policy yet
                 incoming.append([trajectories[i].completion_ids[-len(ids) - 1], *ids])
+            if cut_short and self.judge.critic is not None:
+                for row, value in zip(cut_short, self._values_behind(cut_short), strict=True):
+                    trajectories[running[row]].bootstrap = value
             self._keep(keep)
             running = [running[row] for row in keep]
         return trajectories
@@ -273,6 +330,15 @@ class _CausalPlay:
             index = torch.tensor(rows, device=self.mask.device)
             self.cache.batch_select_indices(index)
             self.mask = self.mask[index]
+
+    def _values_behind(self, rows: dict[int, list[int]]) -> list[float]:
+        """The critic's values once rows have read the ids that are given for each; the cache stays as it was."""
+        kept = self.cache, self.mask
+        self.cache = copy.deepcopy(self.cache)
+        self._keep(list(rows))
+        self._forward(*_padded(list(rows.values()), self.pad_id, self.policy.device))
+        self.cache, self.mask = kept
+        return self.judge.values(len(rows))
 
     def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Append (B, S) tokens to the cache; logits after the last of them, (B, V)."""
@@ -296,9 +362,10 @@ class _CausalPlay:
         open_rows = [True] * len(trajectories)
         for step in range(max(room)):
             ids, logps = _sample(logits, self.warpers)
+            values = self.judge.values(len(trajectories))
             for row, (token, logp) in enumerate(zip(ids.tolist(), logps.tolist(), strict=True)):
                 if open_rows[row]:
-                    trajectories[row].append_policy(token, logp)
+                    trajectories[row].append_policy(token, logp, values[row])
                     open_rows[row] = token != self.chat.end_id and step + 1 < room[row]
             if not any(open_rows):
                 break
@@ -316,6 +383,8 @@ class EnvironmentRollout:
         sampling: how replies are drawn.
         reward: reward of finished episodes, TRL's signature; None for the environment's own.
         on_bad_reward: what a NaN or infinite reward does: "error", "drop" (no learning from that episode) or "clip".
+        critic: reads values off the policy's states.
+        all_actions: of how many actions to bring the returns along, each tried in every episode; 0 for none.
     """
 
     def __init__(
@@ -324,24 +393,41 @@ class EnvironmentRollout:
         sampling: Sampling,
         reward: Any = None,
         on_bad_reward: OnBadReward = "error",
+        critic: Critic | None = None,
+        all_actions: int = 0,
     ) -> None:
         self.make_env, self.sampling, self.reward, self.on_bad_reward = make_env, sampling, reward, on_bad_reward
-        self._environments: TextVectorEnv | None = None
+        self.critic, self.all_actions = critic, all_actions
+        self._vectors: dict[int, TextVectorEnv] = {}
+
+    def _environments(self, n: int) -> TextVectorEnv:
+        if n not in self._vectors:
+            vector = TextVectorEnv(self.make_env, n, self.reward, self.on_bad_reward)
+            if vector.reward is not None:
+                vector.reward = as_reward(vector.reward)
+            self._vectors[n] = vector
+        return self._vectors[n]
 
     def __call__(self, prompts: list[list[dict[str, Any]]], trainer: Any) -> dict[str, Any]:
         seeds = [episode_seed(prompt) for prompt in prompts]
-        if self._environments is None or self._environments.num_envs != len(seeds):
-            self._environments = TextVectorEnv(self.make_env, len(seeds), self.reward, self.on_bad_reward)
-            if self._environments.reward is not None:
-                self._environments.reward = as_reward(self._environments.reward)
+        environments = self._environments(len(seeds))
         with trainer.accelerator.autocast():
-            rollouts = play(trainer.model, trainer.processing_class, self._environments, seeds, self.sampling)
+            rollouts = play(trainer.model, trainer.processing_class, environments, seeds, self.sampling, self.critic)
+        extra: dict[str, Any] = {}
+        if self.all_actions:
+            different = list(dict.fromkeys(seeds))  # a group shares its episode
+            vector = self._environments(len(different) * self.all_actions)
+            table = dict(zip(different, returns_of_all_actions(vector, different, self.all_actions), strict=True))
+            extra["action_returns"] = [table[seed] for seed in seeds]
         return {
+            **extra,
             "prompt_ids": [t.prompt_ids for t in rollouts.trajectories],
             "completion_ids": [t.completion_ids for t in rollouts.trajectories],
             "env_mask": [t.policy_mask for t in rollouts.trajectories],
             "logprobs": [t.logps for t in rollouts.trajectories],
             "token_rewards": [t.rewards for t in rollouts.trajectories],
+            "token_values": [t.values for t in rollouts.trajectories],
+            "bootstrap": [t.bootstrap for t in rollouts.trajectories],
             "episode_return": rollouts.returns,
             "episode_columns": [episode.columns for episode in rollouts.episodes],
         }

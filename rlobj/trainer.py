@@ -1,36 +1,48 @@
 """`ObjectiveTrainer`: TRL's policy-gradient loop on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
 
-What is overridden of `trl.GRPOTrainer`, and nothing more: `__init__` (what to add), `_compute_loss` (the formula) and
-`log` (L itself among the metrics). tests/test_trl_hooks.py says so when TRL changes one of them.
+What is overridden of `trl.GRPOTrainer`, and nothing more: `__init__` (what to add), `_compute_loss` (the formula),
+`_generate_and_score_completions` (advantages of the estimators that TRL has not), `create_optimizer` and
+`_load_from_checkpoint` (the critic) and `log` (L itself among the metrics). tests/test_trl_hooks.py says so when TRL
+changes one of them.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from envs.adapters import as_text_env
 from envs.core import OnBadReward
-from rlobj.encoder_policy import is_one_token_policy
+from rlobj.callbacks import BaselineState, ControllerState, FiniteGuard
+from rlobj.config import ESTIMATORS, EstimatorName, PPOConfig
+from rlobj.critic import Critic, CriticKeeper, Watched, watching
+from rlobj.encoder_policy import action_logits, is_one_token_policy
+from rlobj.estimators import (
+    BASELINE_DECAY,
+    expected_return,
+    generalised_advantages,
+    leave_one_out,
+    value_loss,
+    whitened,
+)
 from rlobj.lambdas import Controller, LambdaForm, Measured, as_lambda, checked_lambda, needs_labels
 from rlobj.objective import GradientBalance, gradient_balance, objective
+from rlobj.policies import load_causal
 from rlobj.rollout import EnvironmentRollout, Sampling, episode_prompt, episode_return, factory_of
 from rlobj.supervised import SupervisedRow, SupervisedStream, supervised_loss_sum, supervised_losses
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func warns at every start; test_trl_hooks watches it
-
-logger = logging.getLogger(__name__)
 
 SUPPORTED_LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 """Loss types whose denominator counts over the whole global batch, so that λ keeps its meaning when the batch is split.
@@ -41,10 +53,6 @@ ELL_ROWS = 256
 
 class LambdaIsDead(ValueError):
     """λ > 0 was asked for and changes no parameter's gradient."""
-
-
-class TrainingDiverged(RuntimeError):
-    """Several optimiser steps in a row had a loss or gradient that is not finite; none of them was applied."""
 
 
 class ObjectiveTrainer(GRPOTrainer):
@@ -69,6 +77,9 @@ class ObjectiveTrainer(GRPOTrainer):
             0 for the first step alone.
         max_bad_steps: stop after so many non-finite steps in a row.
         max_length: longest dialogue in tokens.
+        estimator: of ∇R, one of `rlobj.config.ESTIMATORS`; all but grpo need `env`. With ppo, reinforce and exact
+            an `ObjectiveArguments` as `args` may have `num_generations=1`.
+        ppo: settings of the critic.
 
     Raises:
         ValueError: λ > 0 without rows, an unsupported `loss_type`, λ negative or not finite.
@@ -93,18 +104,31 @@ class ObjectiveTrainer(GRPOTrainer):
         probe_every: int = 10,
         max_bad_steps: int = 3,
         max_length: int = 512,
+        estimator: EstimatorName = "grpo",
+        ppo: PPOConfig | None = None,
         **kwargs: Any,
     ) -> None:
         args = args or GRPOConfig("rlobj-output", gradient_checkpointing=False)
         self.lambda_form = as_lambda(lambda_sup)
         self.stream = SupervisedStream(supervised, supervised_batch_size, args.seed) if supervised else None
         self.probe_every = probe_every
-        self._check(args, model)
+        self.estimator, self.ppo = estimator, ppo or PPOConfig()
+        self.critic: Critic | None = None
+        self.baseline: float | None = None
+        self._check(args, model, env)
+        if isinstance(model, str) and estimator == "ppo":
+            model = load_causal(model)
         if env is not None:
             sampling = Sampling(
                 args.max_completion_length, max_length, args.temperature, args.top_k, args.top_p, args.min_p
             )
-            kwargs["rollout_func"] = EnvironmentRollout(factory_of(env), sampling, reward, on_bad_reward)
+            if estimator == "ppo":
+                assert not isinstance(model, str)
+                self.critic = Critic(model.config.hidden_size, self.ppo.hidden_size).to(model.device)
+            actions = model.config.num_labels if estimator == "exact" else 0  # type: ignore[union-attr]
+            kwargs["rollout_func"] = EnvironmentRollout(
+                factory_of(env), sampling, reward, on_bad_reward, self.critic, actions
+            )
             reward_funcs = episode_return
             train_dataset = episode_dataset(as_text_env(env), train_seeds if train_seeds is not None else range(1000))
         self._micro = 0
@@ -114,10 +138,30 @@ class ObjectiveTrainer(GRPOTrainer):
         self._success: float | None = None
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         self.add_callback(FiniteGuard(max_bad_steps))
+        if self.critic is not None:
+            self.critic.to(self.accelerator.device)
+            self._critic_keeper = CriticKeeper(self.critic, self.accelerator)
+            self.add_callback(self._critic_keeper)
+        if estimator == "reinforce":
+            self.add_callback(BaselineState(self))
         if isinstance(self.lambda_form, Controller):
             self.add_callback(ControllerState(self.lambda_form, self._ell_of_the_start))
 
-    def _check(self, args: GRPOConfig, model: Any) -> None:
+    def _check(self, args: GRPOConfig, model: Any, env: Any) -> None:
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator is {self.estimator!r}: expected one of {', '.join(ESTIMATORS)}")
+        if self.estimator != "grpo" and env is None:
+            raise ValueError(f"estimator is {self.estimator}: it needs env, whose episodes say what each token earned")
+        if self.estimator in ("grpo", "rloo") and args.num_generations < 2:
+            raise ValueError(
+                f"num_generations is {args.num_generations}: {self.estimator} compares at least 2 episodes"
+            )
+        if self.estimator == "rloo" and args.scale_rewards != "none":
+            raise ValueError(
+                f"scale_rewards is {args.scale_rewards!r}: rloo leaves returns in their own scale; set it to none"
+            )
+        if self.estimator == "exact" and not (isinstance(model, PreTrainedModel) and is_one_token_policy(model)):
+            raise ValueError("estimator is exact: expected a policy that chooses labels (as_one_token_policy)")
         if args.loss_type not in SUPPORTED_LOSS_TYPES:
             raise ValueError(
                 f"loss_type is {args.loss_type!r}: expected one of {', '.join(SUPPORTED_LOSS_TYPES)}, whose "
@@ -134,7 +178,13 @@ class ObjectiveTrainer(GRPOTrainer):
     # The formula ------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
-        R = -super()._compute_loss(model, inputs)  # surrogate; its gradient estimates ∇R
+        if self.estimator == "exact":
+            R = self._expected_return(model, inputs)
+        else:
+            with watching(self.accelerator.unwrap_model(self.model)) if self.critic else nullcontext() as seen:
+                R = -super()._compute_loss(model, inputs)  # surrogate; its gradient estimates ∇R
+            if seen is not None and self.model.training:
+                self._criticise(seen, inputs)
         if not self.model.training:
             return -R
         lambda_sup = checked_lambda(self.lambda_form(self.state.global_step))
@@ -142,8 +192,8 @@ class ObjectiveTrainer(GRPOTrainer):
         ell = None
         if self.stream is not None and (lambda_sup > 0 or probing or isinstance(self.lambda_form, Controller)):
             # with λ = 0, ℓ is watched only: it must not move the random state that R's training sees
-            watching = torch.set_grad_enabled(lambda_sup > 0 or probing)
-            with watching, torch.random.fork_rng(enabled=lambda_sup == 0):
+            needs_gradient = torch.set_grad_enabled(lambda_sup > 0 or probing)
+            with needs_gradient, torch.random.fork_rng(enabled=lambda_sup == 0):
                 ell = self.supervised_loss(model)
             if probing:
                 self._probe(R, ell)
@@ -172,6 +222,91 @@ class ObjectiveTrainer(GRPOTrainer):
         some = rows[:: max(len(rows) // ELL_ROWS, 1)]
         losses = supervised_losses(self.accelerator.unwrap_model(self.model), some)
         return sum(losses) / len(losses)
+
+    # Estimators of ∇R -------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        if self.estimator == "rloo":
+            batch["advantages"] = leave_one_out(batch["advantages"], self.num_generations)
+        elif self.estimator == "reinforce":
+            batch["advantages"] = self._above_baseline(inputs)
+        elif self.estimator == "ppo":
+            self._advantages_of_critic(inputs, batch)
+        elif self.estimator == "exact":
+            batch["action_returns"] = torch.tensor([row["action_returns"] for row in inputs]).to(batch["advantages"])
+        return batch
+
+    def _above_baseline(self, inputs: Sequence[dict[str, Any]]) -> Tensor:
+        """Returns less the moving mean of earlier generations, (B,); 0 where an episode has no return."""
+        returns = torch.tensor([row["episode_return"] for row in inputs], device=self.accelerator.device)
+        mean = self.accelerator.gather(returns).nanmean().item()
+        if self.baseline is None:
+            self.baseline = mean
+        advantages = torch.nan_to_num(returns - self.baseline, nan=0.0)
+        if math.isfinite(mean):
+            self.baseline += (1 - BASELINE_DECAY) * (mean - self.baseline)
+        return advantages
+
+    def _advantages_of_critic(self, inputs: Sequence[dict[str, Any]], batch: dict[str, Any]) -> None:
+        """Put advantages, values and returns of every token, (B, T), into the batch."""
+        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+
+        def padded(name: str) -> Tensor:
+            rows = [torch.tensor(row[name], device=mask.device) for row in inputs]
+            wide = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            return torch.nn.functional.pad(wide, (0, mask.size(1) - wide.size(1)))
+
+        rewards, values = padded("token_rewards"), padded("token_values")
+        bootstrap = torch.tensor([row["bootstrap"] for row in inputs], device=mask.device)
+        scored = rewards.isfinite().all(dim=1, keepdim=True)  # an episode without a reward teaches nothing
+        mask = mask * scored
+        advantages, returns = generalised_advantages(rewards.nan_to_num(), values, mask, bootstrap, self.ppo)
+        if self.ppo.whiten:
+            advantages = whitened(advantages, mask, self.accelerator.reduce)
+        spread = returns[mask > 0].var()
+        if spread > 0:
+            left = (returns - values)[mask > 0].var()
+            self._metrics["train"]["critic/explained_variance"].append(1 - (left / spread).item())
+        batch |= {"advantages": advantages, "values": values, "returns": returns, "value_mask": mask}
+
+    def _criticise(self, seen: Watched, inputs: dict[str, Any]) -> None:
+        """Backward pass of the critic's loss; it reaches the critic's parameters alone."""
+        assert self.critic is not None
+        # the state before a completion token is that of the token before it
+        states = seen.states
+        if states.size(1) > 1:
+            states = states[:, -inputs["completion_ids"].size(1) - 1 : -1]
+        mask = inputs["value_mask"]
+        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        total = value_loss(self.critic(states), inputs["values"], inputs["returns"], mask, self.ppo.clip_value)
+        loss = total / tokens
+        if loss.isfinite():
+            loss.backward()
+        self._metrics["train"]["critic/value_loss"].append(loss.item())
+
+    def _expected_return(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """This micro-batch's share of the exact R."""
+        with self.accelerator.autocast():
+            logits = action_logits(model, inputs["prompt_ids"], inputs["prompt_mask"])  # type: ignore[arg-type]
+        warped = logits.float() / self.temperature
+        policy = torch.distributions.Categorical(logits=warped.detach())
+        self._metrics["train"]["entropy"].append(policy.entropy().mean().item())
+        parts = self.current_gradient_accumulation_steps if self.model.training else 1
+        return expected_return(warped, inputs["action_returns"]) / parts
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.critic is not None and not any("of_critic" in group for group in optimizer.param_groups):
+            group = {"params": list(self.critic.parameters()), "lr": self.ppo.learning_rate, "of_critic": True}
+            optimizer.add_param_group({**group, "weight_decay": 0.0})
+        return optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.critic is not None:
+            self._critic_keeper.load(resume_from_checkpoint)
 
     # What is measured ---------------------------------------------------------------------------------------------
 
@@ -260,51 +395,14 @@ def episode_dataset(env: gymnasium.Env[Any, Any], seeds: Sequence[int]) -> Datas
     return Dataset.from_list([{"prompt": episode_prompt(s, env.reset(seed=int(s))[0])} for s in seeds])
 
 
-class ControllerState(TrainerCallback, ExportableState):
-    """Tell a controller of λ what it begins with, and keep its state in checkpoints (trainer_state.json)."""
+@dataclass
+class ObjectiveArguments(GRPOConfig):
+    """`trl.GRPOConfig` that takes `num_generations=1`, which ppo, reinforce and exact can learn from."""
 
-    def __init__(self, controller: Controller, ell_of_the_start: Callable[[], float]) -> None:
-        self.controller, self.ell_of_the_start = controller, ell_of_the_start
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        kept = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step > 0 else {}
-        if kept.get("args") == self._kind():
-            self.controller.state = dict(kept["attributes"])
-        else:  # a new training, or a λ that was changed on the way
-            self.controller.begin(self.ell_of_the_start())
-
-    def state(self) -> dict[str, Any]:
-        return {"args": self._kind(), "attributes": dict(self.controller.state)}
-
-    def _kind(self) -> dict[str, str]:
-        return {"form": type(self.controller).__name__}
-
-
-class FiniteGuard(TrainerCallback):
-    """Keep a gradient that is not finite away from the weights; give up after some in a row.
-
-    The gradients are taken away, so the optimiser passes over every parameter: neither weights nor moments move.
-    """
-
-    def __init__(self, max_bad_steps: int) -> None:
-        self.max_bad_steps = max_bad_steps
-        self.bad_in_a_row = 0
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        parameters = [p for p in kwargs["model"].parameters() if p.grad is not None]
-        if not parameters or torch.stack([p.grad.isfinite().all() for p in parameters]).all():
-            self.bad_in_a_row = 0
-            return
-        for parameter in parameters:
-            parameter.grad = None
-        self.bad_in_a_row += 1
-        logger.warning(
-            "step %d has a gradient that is not finite: not applied (%d in a row)",
-            state.global_step + 1,
-            self.bad_in_a_row,
-        )
-        if self.bad_in_a_row >= self.max_bad_steps:
-            raise TrainingDiverged(
-                f"{self.bad_in_a_row} steps in a row up to step {state.global_step + 1} had a gradient that is not "
-                "finite; none was applied. Lower training.learning_rate, or look at the reward's scale"
-            )
+    def __post_init__(self) -> None:
+        one = self.num_generations == 1 and self.per_device_train_batch_size > 1
+        if one:  # GRPOConfig refuses it; any divisor of the batch passes its checks
+            self.num_generations: int = self.per_device_train_batch_size
+        super().__post_init__()
+        if one:
+            self.num_generations = 1

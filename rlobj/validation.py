@@ -18,7 +18,7 @@ from rlobj.spelling import did_you_mean
 from rlobj.trl_fields import check_trl_fields
 
 if TYPE_CHECKING:
-    from rlobj.config import PolicyConfig, RewardConfig, RunConfig, TrainingConfig
+    from rlobj.config import PolicyConfig, PPOConfig, RewardConfig, RunConfig, TrainingConfig
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
@@ -72,12 +72,23 @@ def _check_numbers(config: RunConfig) -> None:
     _at_least("warm_start.epochs", config.warm_start.epochs, 0)
     _at_least("objective.probe_every", config.objective.probe_every, 0)
     _at_least("training.beta", config.training.beta, 0)
-    _at_least("training.num_generations", config.training.num_generations, 2)
+    compares = config.training.estimator in ("grpo", "rloo")
+    _at_least("training.num_generations", config.training.num_generations, 2 if compares else 1)
+    _check_ppo(config.ppo)
     for name in ("limit", "rows_per_label"):
         if (rows := getattr(config.data, name)) is not None:
             _at_least(f"data.{name}", rows, 0, above=True)
     if config.data.rows_per_label is not None and config.policy.kind != "encoder":
         raise ValueError(f"data.rows_per_label is {config.data.rows_per_label}: {config.env.id} has no labels to count")
+
+
+def _check_ppo(ppo: PPOConfig) -> None:
+    for name in ("gamma", "gae_lambda"):
+        if not 0 <= getattr(ppo, name) <= 1:
+            raise ValueError(f"ppo.{name} is {getattr(ppo, name)}: expected 0 to 1")
+    _at_least("ppo.clip_value", ppo.clip_value, 0)
+    for name in ("learning_rate", "hidden_size"):
+        _at_least(f"ppo.{name}", getattr(ppo, name), 0, above=True)
 
 
 def _at_least(key: str, value: float, low: float, above: bool = False) -> None:
@@ -192,6 +203,11 @@ def _check_policy(config: RunConfig) -> None:
     policy, env_id = config.policy, config.env.id
     _check_size(policy)
     if policy.kind == "causal":
+        if config.training.estimator == "exact":
+            raise ValueError(
+                f"training.estimator is 'exact', but {env_id} takes replies, which cannot be listed: set "
+                "--training.estimator ppo"
+            )
         if _is_choice(env_id):
             raise ValueError(f"policy.kind is 'causal', but {env_id} takes labels: set --policy.kind encoder")
         if config.training.max_reply_tokens >= policy.max_length and policy.model is None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from trl import GRPOConfig
 
 from rlobj.policies import make_causal, make_tokenizer, save_policy
 from rlobj.supervised import SupervisedRow, dialogue_rows
+from rlobj.trainer import ObjectiveArguments
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the red door", "where is the blue boat now"]
 
@@ -67,7 +67,7 @@ def small_prompts(n: int = 16) -> Dataset:
     return Dataset.from_list([{"prompt": [{"role": "user", "content": "x" * (i + 1)}]} for i in range(n)])
 
 
-def small_args(directory: Path, **fields: Any) -> GRPOConfig:
+def small_args(directory: Path, **fields: Any) -> ObjectiveArguments:
     defaults: dict[str, Any] = {
         "output_dir": str(directory),
         "per_device_train_batch_size": 8,
@@ -87,4 +87,4 @@ def small_args(directory: Path, **fields: Any) -> GRPOConfig:
         "lr_scheduler_type": "constant",
         "seed": 3,
     }
-    return GRPOConfig(**{**defaults, **fields})
+    return ObjectiveArguments(**{**defaults, **fields})

@@ -16,8 +16,8 @@ HOME = Path(__file__).parents[1]
 LAYERS = {
     "0 pure": ("_origin", "chat_format", "intervals", "objective", "runs", "spelling"),
     "1 parts": (
-        "config", "data", "encoder_policy", "lambdas", "policies", "progress", "recipes", "trl_fields", "try_reward",
-        "validation",
+        "callbacks", "config", "critic", "data", "encoder_policy", "estimators", "lambdas", "policies", "progress",
+        "recipes", "trl_fields", "try_reward", "validation",
     ),
     "2 loops": ("evaluation", "model_user", "rollout", "supervised", "trainer"),
     "3 story": ("chat", "comparison", "pipeline", "report", "tasks"),

@@ -16,9 +16,10 @@ from small import fixed_reward, fixed_rollout, small_args, small_policy, small_p
 from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer, SFTConfig, SFTTrainer
 
+from rlobj.callbacks import TrainingDiverged
 from rlobj.policies import load_tokenizer
 from rlobj.supervised import SupervisedStream
-from rlobj.trainer import SUPPORTED_LOSS_TYPES, LambdaIsDead, ObjectiveTrainer, TrainingDiverged
+from rlobj.trainer import SUPPORTED_LOSS_TYPES, LambdaIsDead, ObjectiveTrainer
 
 
 @pytest.fixture(scope="module")
