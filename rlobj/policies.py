@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,9 +28,19 @@ from rlobj.chat_format import CHAT_TEMPLATE, END_TOKEN, PAD_TOKEN, ROLE_TOKENS
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on `texts`: any Unicode has tokens, nothing is unknown."""
+    """Byte-level BPE trained on `texts`: any Unicode has tokens, nothing is unknown.
+
+    Chinese and Japanese characters stand alone: without spaces between words, whole sentences would become tokens, and
+    no value in them could be read or copied.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.ByteLevel(add_prefix_space=True),
+            # in bytes: three that begin with E3 to E9, U+3000 to U+9FFF
+            pre_tokenizers.Split(Regex("[ã-é].."), "isolated"),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
