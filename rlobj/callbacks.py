@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlobj.lambdas import Controller
 
@@ -81,3 +83,49 @@ class FiniteGuard(TrainerCallback):
                 f"{self.bad_in_a_row} steps in a row up to step {state.global_step + 1} had a gradient that is not "
                 "finite; none was applied. Lower training.learning_rate, or look at the reward's scale"
             )
+
+
+class BetweenGenerations(TrainerCallback):
+    """Put off a checkpoint, and an end that was asked for, until the rollouts of a generation are used up.
+
+    Rollouts that several optimiser steps share are in no checkpoint of TRL's: resuming among them would draw others.
+    """
+
+    def __init__(self) -> None:
+        self.save = self.stop = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        window = max(args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps, 1)
+        self.save, self.stop = self.save or control.should_save, self.stop or control.should_training_stop
+        between = state.global_step % window == 0 or state.global_step >= state.max_steps
+        control.should_save, control.should_training_stop = self.save and between, self.stop and between
+        if between:
+            self.save = self.stop = False
+
+
+WHOLE = "whole"
+"""File that is written into a checkpoint last: without it, the process died while it was saving."""
+
+
+class WholeCheckpoints(TrainerCallback):
+    """Mark each checkpoint once all of it is written."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            (folder / WHOLE).touch()
+
+
+def newest_whole_checkpoint(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint in `folder` that was written to its end, and the newer ones that were not."""
+    numbered = {
+        int(path.name.rpartition("-")[2]): path
+        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.name.rpartition("-")[2].isdigit()
+    }
+    damaged: list[Path] = []
+    for _, path in sorted(numbered.items(), reverse=True):
+        if (path / WHOLE).exists():
+            return path, damaged
+        damaged.append(path)
+    return None, damaged

@@ -16,7 +16,6 @@ from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
 
 import rlobj.report as report
@@ -25,6 +24,7 @@ from reward_models.functions import load_reward
 from reward_models.trained import TrainedReward
 from reward_models.training import train_reward_model
 from rlobj import __version__
+from rlobj.callbacks import WholeCheckpoints, newest_whole_checkpoint
 from rlobj.config import RunConfig, dump, validate
 from rlobj.encoder_policy import as_one_token_policy
 from rlobj.evaluation import evaluate
@@ -185,13 +185,18 @@ class _Run:
 
     def _resume(self, directory: Path) -> str | None:
         folder = self._checkpoints(directory)
-        newest = get_last_checkpoint(str(folder)) if folder.exists() else None
-        if newest is not None:
-            say(f"  going on from {Path(newest).name}")
-        return newest
+        newest, damaged = newest_whole_checkpoint(folder)
+        for path in damaged:
+            say(f"  {path.name} was not written to its end, and is removed")
+            if self.main:
+                shutil.rmtree(path)
+        if newest is None:
+            return None
+        say(f"  going on from {newest.name}")
+        return str(newest)
 
     def _callbacks(self, name: str, metrics: dict[str, str]) -> list[TrainerCallback]:
-        return [TrainingBar(name, metrics), StopWhenAsked(self.stop)]
+        return [TrainingBar(name, metrics), StopWhenAsked(self.stop), WholeCheckpoints()]
 
     def _stop_if_asked(self) -> None:
         if self.stop.requested:

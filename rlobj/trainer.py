@@ -24,7 +24,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from envs.adapters import as_text_env
 from envs.core import OnBadReward
-from rlobj.callbacks import BaselineState, ControllerState, FiniteGuard
+from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, FiniteGuard
 from rlobj.config import ESTIMATORS, EstimatorName, PPOConfig
 from rlobj.critic import Critic, CriticKeeper, Watched, watching
 from rlobj.encoder_policy import action_logits, is_one_token_policy
@@ -138,6 +138,7 @@ class ObjectiveTrainer(GRPOTrainer):
         self._success: float | None = None
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         self.add_callback(FiniteGuard(max_bad_steps))
+        self.add_callback(BetweenGenerations())
         if self.critic is not None:
             self.critic.to(self.accelerator.device)
             self._critic_keeper = CriticKeeper(self.critic, self.accelerator)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +133,94 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, monkeypatch, lambda_sup):
         for name in ("whole", "stopped")
     ]
     assert lambdas[0] == lambdas[1] and (len(set(lambdas[0])) == 5) == isinstance(lambda_sup, str)
+
+
+def test_a_run_stopped_among_shared_rollouts_goes_on_exactly(tmp_path, monkeypatch):
+    """Two optimiser steps learn from each generation; the signal comes while the third is made."""
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    fields = {
+        "reward__kind": "function",
+        "reward__function": f"{tmp_path / 'stopping.py'}:reward",
+        "objective__lambda_sup": 0.3,
+        "training__steps": 8,
+        "training__trl__num_iterations": 2,
+        "training__trl__save_steps": 3,
+    }
+    small_run("customer-service", tmp_path / "whole", **fields)
+    monkeypatch.setenv("STOP_AT", str(tmp_path / "calls"))
+    with pytest.raises(Interrupted):
+        small_run("customer-service", tmp_path / "stopped", **fields)
+    kept = [path.name for path in (tmp_path / "stopped").rglob("checkpoint-*")]
+    assert sorted(kept) == ["checkpoint-4", "checkpoint-6"], "3 and 5 lie among shared rollouts"
+    small_run("customer-service", tmp_path / "stopped", **fields)
+    place = lambda_directory(Path("customer-service"), 0.3) / "model.safetensors"
+    whole, stopped = (load_file(tmp_path / name / place) for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_not_gone_on_from(tmp_path, monkeypatch, capsys):
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    fields = {
+        "reward__kind": "function",
+        "reward__function": f"{tmp_path / 'stopping.py'}:reward",
+        "objective__lambda_sup": 0.3,
+        "training__steps": 5,
+        "training__trl__save_steps": 1,
+    }
+    small_run("customer-service", tmp_path / "whole", **fields)
+    monkeypatch.setenv("STOP_AT", str(tmp_path / "calls"))
+    with pytest.raises(Interrupted):
+        small_run("customer-service", tmp_path / "killed", **fields)
+    newest = max((tmp_path / "killed").rglob("checkpoint-*"))
+    assert newest.name == "checkpoint-3"
+    (newest / "whole").unlink()
+    os.truncate(newest / "model.safetensors", 100)
+    small_run("customer-service", tmp_path / "killed", **fields)
+    said = capsys.readouterr().out
+    assert "checkpoint-3 was not written to its end" in said and "going on from checkpoint-2" in said
+    place = lambda_directory(Path("customer-service"), 0.3) / "model.safetensors"
+    whole, killed = (load_file(tmp_path / name / place) for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+KILLS = 30
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_goes_on_exactly(tmp_path):
+    """kill -9 at random moments, again and again, until the run has come to its end."""
+    settings = {**SMALL, "training.steps": 6, "training.trl.save_steps": 1, "objective.lambda_sup": 0.3}
+    command = [sys.executable, "-m", "rlobj", "run", "customer-service"]
+    command += [f"--{key}={value}" for key, value in settings.items()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*command, f"--output_dir={tmp_path / name}"], env=environment)
+
+    began = time.monotonic()
+    assert start("whole").wait() == 0
+    takes = time.monotonic() - began
+    rng, kills = random.Random(0), 0
+    while kills < KILLS:
+        run_again = start("killed")
+        try:
+            assert run_again.wait(timeout=rng.uniform(0.4, 1.0) * takes) == 0
+        except subprocess.TimeoutExpired:
+            run_again.kill()
+            run_again.wait()
+            kills += 1
+            continue
+        if kills < KILLS:  # it was done before it was killed often enough: once more from the beginning
+            compare_policies(tmp_path)
+            shutil.rmtree(tmp_path / "killed")
+    assert start("killed").wait() == 0
+    compare_policies(tmp_path)
+
+
+def compare_policies(directory: Path) -> None:
+    place = Path("customer-service/policies/lambda=0.3/model.safetensors")
+    whole, killed = (load_file(directory / name / place) for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
 def test_what_trl_refuses_is_refused_before_anything_is_trained(tmp_path):
