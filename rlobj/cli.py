@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -32,6 +33,7 @@ Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
   rlobj run RECIPE [--dotted.name VALUE ...]   train, evaluate and report what a recipe says
   rlobj compare RECIPE --lambdas 0 0.1 1       several λ and seeds from one warm start: which λ?
   rlobj chat RUN [--policy NAME]               talk to a trained policy
+  rlobj judge REWARD PAIRS                     how far a reward can be trusted
   rlobj try-reward REWARD TEXT ...             score texts at once, without training
   rlobj list [KIND]                            environments, domains, rewards and recipes, a line each
   rlobj new-domain NAME                        write NAME.json: a customer-service domain to begin with
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], None]] = {
-        "run": _run, "compare": _compare, "chat": _chat, "try-reward": _try_reward, "list": _list,
+        "run": _run, "compare": _compare, "chat": _chat, "try-reward": _try_reward, "judge": _judge, "list": _list,
         "new-domain": _new_domain,
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -246,6 +248,37 @@ def _try_reward(arguments: list[str]) -> None:
     _be_calm()
     scores = try_reward(given.reward, texts, values["kwargs"], concurrency=given.concurrency, timeout=given.timeout)
     print(table(texts, scores))
+
+
+def _judge(arguments: list[str]) -> None:
+    parser = _Parser(
+        prog="rlobj judge",
+        description="What a reward says of preference pairs: accuracy, calibration, dependence on length, speed.",
+    )
+    parser.add_argument("reward", metavar="REWARD", help="a name from `rlobj list rewards`, package.module:name, "
+                        "path/to/file.py:name, or the directory of a reward model")  # fmt: skip
+    parser.add_argument("pairs", metavar="PAIRS", help="file or data set: columns chosen and rejected, maybe prompt")
+    parser.add_argument("--against", metavar="REWARD", help="another reward, to compare with")
+    parser.add_argument("--limit", type=int, help="use so many pairs, drawn at random")
+    parser.add_argument("--output", metavar="FOLDER", help="where judgement.html and judgement.json go "
+                        "(default: runs/judged/REWARD)")  # fmt: skip
+    parser.add_argument("--kwargs", metavar="{…}", help="parameters of the reward; one: --kwargs.NAME VALUE")
+    from rlobj.try_reward import split_dotted
+
+    left, values = split_dotted(arguments, ("kwargs",))
+    given = parser.parse_args(left)
+    _be_calm()
+    from reward_models import load_reward
+    from rlobj.data import preference_rows
+    from rlobj.judging import judge, lines, write_judgement
+
+    reward = load_reward(given.reward, values["kwargs"])
+    against = load_reward(given.against) if given.against else None
+    found = judge(reward, preference_rows(given.pairs, given.limit), against)
+    for name, value in lines(found):
+        print(f"{name:<32}{value}")
+    folder = given.output or f"runs/judged/{re.sub('[^0-9A-Za-z_.=-]+', '-', given.reward).strip('-.')}"
+    print(f"\nreport  {write_judgement(found, Path(folder), given.reward, given.pairs)}")
 
 
 def _list(arguments: list[str]) -> None:

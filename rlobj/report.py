@@ -135,7 +135,6 @@ def write_report(
         intervals: what the intervals are over.
     """
     parts = [
-        f"<h1>{escape(title)}</h1>",
         *[f"<p>{escape(note)}</p>" for note in notes],
         f"<h2>Evaluation</h2><div class='wide'>{_html_table(table)}</div>",
         f"<p class='meaning'>In brackets: 95% interval {escape(intervals)}.</p>",
@@ -143,24 +142,31 @@ def write_report(
         f"<h2>Learning curves</h2><div class='plots'>{_plots(curves)}</div>" if curves else "",
         "<h2>The same episodes before and after</h2>" if samples else "",
         *[_sample(sample, opened=number == 0) for number, sample in enumerate(samples)],
-        f"<h2>What the words mean</h2>{_definitions({**dict(METRICS[m] for m in _metrics_in(table)), **_met(curves)})}",
-        f"<h2>The run</h2>{_definitions(facts)}",
+        f"<h2>What the words mean</h2>{definitions({**dict(METRICS[m] for m in _metrics_in(table)), **_met(curves)})}",
+        f"<h2>The run</h2>{definitions(facts)}",
     ]
+    write_page(path, title, parts)
+
+
+def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
+    """Write one self-contained HTML file of these parts under a heading; return its path."""
     atomic_write_text(
         path,
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
+        + "\n".join([f"<h1>{escape(title)}</h1>", *parts])
         + "\n</body></html>\n",
     )
+    return path
 
 
 def _met(curves: Curves) -> dict[str, str]:
     return {title: meaning for title, meaning in CURVE_MEANINGS.items() if title in curves}
 
 
-def _definitions(items: Mapping[str, str]) -> str:
+def definitions(items: Mapping[str, str]) -> str:
+    """Names and what they are, as HTML."""
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items()) + "</dl>"
 
 
@@ -215,7 +221,7 @@ def _plots(curves: Curves) -> str:
             axes.legend(frameon=False)
 
     return "".join(
-        _drawing(f"plot{number}-", title, partial(draw, lines=lines))
+        drawing(f"plot{number}-", title, partial(draw, lines=lines))
         for number, (title, lines) in enumerate(curves.items())
     )
 
@@ -229,14 +235,14 @@ def _scatter_plot(scatter: Scatter) -> str:
         axes.set(xlabel=scatter.x, ylabel=scatter.y)
         axes.legend(frameon=False)
 
-    return _drawing("scatter-", scatter.title, draw)
+    return drawing("scatter-", scatter.title, draw)
 
 
 def _length(high: float, low: float) -> float:
     return abs(high - low) if math.isfinite(high - low) else 0.0
 
 
-def _drawing(prefix: str, title: str, draw: Callable[[Any], None]) -> str:
+def drawing(prefix: str, title: str, draw: Callable[[Any], None]) -> str:
     """What `draw` puts on the axes, as SVG to stand inside the page."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
