@@ -14,6 +14,7 @@ from typing import Any
 from reward_models import shipped, text_metrics
 from reward_models.calling import as_reward, nearest
 from reward_models.protocol import Reward
+from reward_models.remote import RemoteReward
 
 SHIPPED: dict[str, Callable[..., Any]] = {
     function.__name__: function
@@ -45,7 +46,8 @@ def load_reward(
     spec: str, kwargs: Mapping[str, Any] | None = None, *, concurrency: int | None = None, timeout: float | None = None
 ) -> Reward:
     """The reward that `spec` names: a shipped one, an entry point of group "rlobj.rewards", "package.module:name",
-    "path/to/file.py:name", or the directory of a trained reward model. The other arguments
+    "path/to/file.py:name", the directory of a trained reward model, or the http:// address of a server
+    (`reward_models.remote`). The other arguments
     are those of `reward_models.calling.as_reward`.
 
     Raises:
@@ -61,6 +63,8 @@ def load_reward(
 
 
 def _find(spec: str) -> Any:
+    if spec.startswith(("http://", "https://")):
+        return functools.partial(RemoteReward, spec)
     if ":" not in spec:
         if spec in SHIPPED:
             return SHIPPED[spec]

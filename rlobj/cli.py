@@ -35,6 +35,7 @@ Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
   rlobj chat RUN [--policy NAME]               talk to a trained policy
   rlobj judge REWARD PAIRS                     how far a reward can be trusted
   rlobj try-reward REWARD TEXT ...             score texts at once, without training
+  rlobj serve-reward REWARD [--port PORT]      any reward as an HTTP server
   rlobj list [KIND]                            environments, domains, rewards and recipes, a line each
   rlobj new-domain NAME                        write NAME.json: a customer-service domain to begin with
   rlobj VERB --help                            more about a verb
@@ -81,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], None]] = {
-        "run": _run, "compare": _compare, "chat": _chat, "try-reward": _try_reward, "judge": _judge, "list": _list,
-        "new-domain": _new_domain,
+        "run": _run, "compare": _compare, "chat": _chat, "try-reward": _try_reward, "judge": _judge,
+        "serve-reward": _serve_reward, "list": _list, "new-domain": _new_domain,
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -279,6 +280,33 @@ def _judge(arguments: list[str]) -> None:
         print(f"{name:<32}{value}")
     folder = given.output or f"runs/judged/{re.sub('[^0-9A-Za-z_.=-]+', '-', given.reward).strip('-.')}"
     print(f"\nreport  {write_judgement(found, Path(folder), given.reward, given.pairs)}")
+
+
+def _serve_reward(arguments: list[str]) -> None:
+    parser = _Parser(
+        prog="rlobj serve-reward",
+        description="Serve a reward over HTTP, as OpenRLHF's remote_rm_url has it: POST to /get_reward, GET /health.",
+    )
+    parser.add_argument("reward", metavar="REWARD", help="a name from `rlobj list rewards`, package.module:name, "
+                        "path/to/file.py:name, or the directory of a reward model")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--max_request_bytes", type=int, default=16 * 2**20, help="longer requests are refused")
+    parser.add_argument("--kwargs", metavar="{…}", help="parameters of the reward; one: --kwargs.NAME VALUE")
+    from rlobj.try_reward import split_dotted
+
+    left, values = split_dotted(arguments, ("kwargs",))
+    given = parser.parse_args(left)
+    _be_calm()
+    from reward_models import load_reward
+
+    try:
+        from reward_models.serving import PATH, serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"rlobj serve-reward needs {error.name}: pip install 'rlobj[serve]'") from error
+    reward = load_reward(given.reward, values["kwargs"])
+    print(f"serving {given.reward} at http://{given.host}:{given.port}{PATH}; Ctrl-C ends it", flush=True)
+    serve(reward, given.host, given.port, given.max_request_bytes)
 
 
 def _list(arguments: list[str]) -> None:
