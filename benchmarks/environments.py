@@ -66,8 +66,8 @@ class Timed(TextVectorEnv):
     def act(self, actions: Any) -> Any:
         return self._timed(lambda: super(Timed, self).act(actions))
 
-    def final_rewards(self) -> Any:
-        return self._timed(super().final_rewards)
+    def final_scores(self, columns: Any = None) -> Any:
+        return self._timed(lambda: super(Timed, self).final_scores(columns))
 
 
 def share_of_a_training_step(steps: int = 5) -> tuple[float, float]:

@@ -6,7 +6,8 @@ Importing this package registers `rlobj/CustomerService-v0`, `rlobj/Classificati
 
 from gymnasium.envs.registration import register
 
-from envs.core import BadReward, Episode, Message, StepResult, TextEnv, resolve_reward, score_episodes
+from envs.core import Episode, Message, StepResult, TextEnv
+from envs.rewards import BadReward, resolve_reward, score_episodes
 from envs.vector import TextVectorEnv
 
 __all__ = [

@@ -1,39 +1,25 @@
-"""`TextEnv`: what every text environment here is, and the boundary around the user's reward function.
-
-A reward has TRL's signature: `reward(prompts, completions, **columns) -> list[float | None]`.
-"""
+"""`TextEnv`: what every text environment here is."""
 
 from __future__ import annotations
 
-import math
-import pkgutil
 import random
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from unicodedata import category
 
 import gymnasium
-import numpy as np
 from gymnasium.error import ResetNeeded
 
+from envs.rewards import OnError, Reward, check_on_error, resolve_reward, score
 from envs.spaces import Chat
 
 Message = dict[str, str]
-Reward = Callable[..., Sequence[float | None]]
-OnBadReward = Literal["error", "drop", "clip"]
 
 FIRST_HELD_OUT_SEED = 1_000_000
 """Seeds from here on are for evaluation: an environment that makes up its episodes keeps their goals apart."""
-
-CLIPPED_REWARD = 1e6
-"""What an infinite reward becomes, with its sign, where `on_bad_reward` is "clip"."""
-
-
-class BadReward(ValueError):
-    """A reward function returned something that cannot be learned from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +59,7 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
 
     Args:
         reward: reward function, or its "module:name"; None for the environment's own measure.
-        on_bad_reward: what a NaN or infinite reward does: "error", "drop" (the reward is NaN) or "clip".
+        on_error: what a failed reward does: "stop", "skip" (the reward is NaN), or a number, the penalty.
         render_mode: "ansi" (`render` returns the conversation), "human" (every message is printed), or None.
     """
 
@@ -82,12 +68,12 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
     def __init__(
         self,
         reward: Reward | str | None = None,
-        on_bad_reward: OnBadReward = "error",
+        on_error: OnError = "stop",
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode is {render_mode!r}: expected 'ansi', 'human' or None")
-        self.reward, self.on_bad_reward, self.render_mode = resolve_reward(reward), on_bad_reward, render_mode
+        self.reward, self.on_error, self.render_mode = resolve_reward(reward), check_on_error(on_error), render_mode
         self.observation_space = Chat()
         self._messages: list[Message] = []
         self._opening = 0  # messages of the first observation
@@ -136,7 +122,7 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
         result = self.act(action)
         reward = result.reward
         if (result.terminated or result.truncated) and not self.scored_by_caller:
-            reward += score(self.reward, [self], self.on_bad_reward)[0]
+            reward += score(self.reward, [self], self.on_error).values[0]
         return self._observation(), reward, result.terminated, result.truncated, result.info
 
     def act(self, action: Any) -> StepResult:
@@ -191,79 +177,3 @@ def _line(message: Message) -> str:
     """A message for a person's eyes: what would move the cursor, or no terminal can print, becomes U+FFFD."""
     shown = "".join("\ufffd" if category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in message["content"])
     return f"{message['role']:>9}: {shown}"
-
-
-# Rewards --------------------------------------------------------------------------------------------------------------
-
-
-def resolve_reward(reward: Reward | str | None) -> Reward | None:
-    """The function that `reward` is or names.
-
-    Raises:
-        ValueError: "module:name" names nothing.
-        TypeError: it is not callable.
-    """
-    if isinstance(reward, str):
-        name = reward
-        try:
-            reward = pkgutil.resolve_name(name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"reward is {name!r}: expected a function's 'module:name' ({error})") from error
-    if reward is not None and not callable(reward):
-        raise TypeError(f"reward is {reward!r}: expected a function (prompts, completions, **columns) -> list of float")
-    return reward
-
-
-def score(reward: Reward | None, environments: Sequence[TextEnv], on_bad: OnBadReward = "error") -> list[float]:
-    """Rewards of the finished episodes of `environments`: one call of `reward`, or each one's own measure."""
-    if reward is None:
-        return [env.own_reward() for env in environments]
-    return score_episodes(reward, [env.episode for env in environments], on_bad)
-
-
-def score_episodes(reward: Reward, episodes: Sequence[Episode], on_bad: OnBadReward = "error") -> list[float]:
-    """Score all episodes in one call of the reward function.
-
-    Args:
-        reward: called with `prompts`, `completions`, and each column that every episode has.
-        on_bad: what NaN and ±inf do: "error" raises; "drop" makes them NaN (no reward); "clip" makes infinities
-            ±CLIPPED_REWARD, and NaN, which has no nearest number, NaN.
-
-    Returns:
-        One float per episode; NaN for None, "no reward for this one".
-
-    Raises:
-        BadReward: not one finite number or None per episode.
-    """
-    shared = set.intersection(*(set(e.columns) for e in episodes)) if episodes else set()
-    columns = {name: [e.columns[name] for e in episodes] for name in sorted(shared)}
-    name = getattr(reward, "__name__", type(reward).__name__)
-    scores = reward(prompts=[e.prompt for e in episodes], completions=[e.completion for e in episodes], **columns)
-    if isinstance(scores, str) or not hasattr(scores, "__len__"):
-        raise BadReward(f"reward {name!r} returned {scores!r}: expected a list of {len(episodes)} numbers")
-    if len(scores) != len(episodes):
-        raise BadReward(
-            f"reward {name!r} returned {len(scores)} values for {len(episodes)} episodes: expected one per episode"
-        )
-    return [_checked(name, value, e.seed, on_bad) for value, e in zip(scores, episodes, strict=True)]
-
-
-def _checked(name: str, value: Any, seed: int, on_bad: OnBadReward) -> float:
-    if value is None:
-        return math.nan
-    if getattr(value, "requires_grad", False):
-        raise BadReward(f"reward {name!r} of episode {seed} carries a gradient: return value.detach(), or float(value)")
-    try:
-        number = float("text" if isinstance(value, str | bytes) else value)  # float("1") would hide a mistake
-    except (TypeError, ValueError):
-        raise BadReward(
-            f"reward {name!r} of episode {seed} is {value!r} ({type(value).__name__}): expected a number or None"
-        ) from None
-    if math.isfinite(number):
-        return number
-    if on_bad == "error":
-        raise BadReward(
-            f"reward {name!r} of episode {seed} is {number}: expected a finite number or None "
-            "(on_bad_reward='drop' leaves such episodes out, 'clip' makes infinities finite)"
-        )
-    return float(np.copysign(CLIPPED_REWARD, number)) if on_bad == "clip" and math.isinf(number) else math.nan

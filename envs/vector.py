@@ -11,7 +11,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from envs.adapters import as_text_env
-from envs.core import Episode, Message, OnBadReward, Reward, StepResult, TextEnv, resolve_reward, score
+from envs.core import Episode, Message, StepResult, TextEnv
+from envs.rewards import OnError, Reward, Scores, check_on_error, resolve_reward, score
 
 
 class TextVectorEnv(SyncVectorEnv):
@@ -20,13 +21,13 @@ class TextVectorEnv(SyncVectorEnv):
     Two ways to use it. Gymnasium's: `step` takes an action for every environment, and one whose episode has ended is
     reset by the step after (`AutoresetMode.NEXT_STEP`, or by the caller with `AutoresetMode.DISABLED`). The rollout's:
     `act` steps the environments that it names, so that those that have ended do not wait for the others, and
-    `final_rewards` scores all at the end.
+    `final_scores` scores all at the end.
 
     Args:
         make_env: makes one text environment, or any of Gymnasium's that shows and takes text; wrappers around it are
             kept. A wrapper sees what its turns earn, but not the reward of the whole episode, which is added behind it.
         reward: scores all episodes in one call; None for the reward that the environments were made with, or their own.
-        on_bad_reward: what a NaN or infinite reward does, see `envs.core.score_episodes`; None as the environments say.
+        on_error: what a failed reward does, see `envs.rewards.score_episodes`; None as the environments say.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class TextVectorEnv(SyncVectorEnv):
         make_env: Callable[[], gymnasium.Env[Any, Any]],
         num_envs: int,
         reward: Reward | str | None = None,
-        on_bad_reward: OnBadReward | None = None,
+        on_error: OnError | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
         if num_envs < 1:
@@ -50,7 +51,7 @@ class TextVectorEnv(SyncVectorEnv):
                 raise TypeError(f"make_env makes {env!r}: expected a text environment (envs.TextEnv)")
             env.unwrapped.scored_by_caller = True
         self.reward = resolve_reward(reward) or self._inner[0].reward
-        self.on_bad_reward = on_bad_reward or self._inner[0].on_bad_reward
+        self.on_error = self._inner[0].on_error if on_error is None else check_on_error(on_error)
 
     @property
     def _inner(self) -> list[TextEnv]:
@@ -62,7 +63,7 @@ class TextVectorEnv(SyncVectorEnv):
         ended = [int(i) for i in np.flatnonzero(played & (terminations | truncations))]
         for i in ended:
             self.truncate(i)  # a wrapper may have ended it
-        rewards[ended] += score(self.reward, [self._inner[i] for i in ended], self.on_bad_reward) if ended else []
+        rewards[ended] += score(self.reward, [self._inner[i] for i in ended], self.on_error).values if ended else []
         return observations, rewards, terminations, truncations, infos
 
     def act(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
@@ -104,9 +105,13 @@ class TextVectorEnv(SyncVectorEnv):
         """The finished episodes, in the order of their seeds."""
         return [env.episode for env in self._inner]
 
-    def final_rewards(self) -> list[float]:
-        """The reward of every finished episode beyond that of its turns, from one call of the reward function."""
-        return score(self.reward, self._inner, self.on_bad_reward)
+    def final_scores(self, columns: Mapping[str, Any] | None = None) -> Scores:
+        """The reward of every finished episode beyond that of its turns, from one call of the reward function.
+
+        Args:
+            columns: what else to call it with, such as `completion_ids`.
+        """
+        return score(self.reward, self._inner, self.on_error, columns)
 
 
 def vector_entry_point(env_class: type[TextEnv]) -> Callable[..., TextVectorEnv]:

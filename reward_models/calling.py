@@ -30,6 +30,12 @@ Outcome = Any
 """What one episode came to: the value that the function returned, or the exception that it raised."""
 
 
+class WrongCount(ValueError):
+    """A batch function returned no list, or another number of values than there are episodes."""
+
+    kind = "count"
+
+
 def as_reward(
     function: Callable[..., Any],
     kwargs: Mapping[str, Any] | None = None,
@@ -112,7 +118,7 @@ class FunctionReward:
         """The same, but where the function scores one episode, its exception stands in that episode's place.
 
         Raises:
-            ValueError: a batch function returned another number of values than there are episodes.
+            WrongCount: a batch function returned another number of values than there are episodes.
             TimeoutError: a batch function took longer than `timeout`.
         """
         data = {"prompts": list(prompts), "completions": list(completions), **columns}
@@ -131,9 +137,9 @@ class FunctionReward:
 
     def _values(self, returned: Any, count: int) -> list[Any]:
         if isinstance(returned, str | bytes | Mapping) or not hasattr(returned, "__len__"):
-            raise ValueError(f"reward {self.__name__!r} returned {returned!r}: expected a list of {count} numbers")
+            raise WrongCount(f"reward {self.__name__!r} returned {returned!r}: expected a list of {count} numbers")
         if len(returned) != count:
-            raise ValueError(
+            raise WrongCount(
                 f"reward {self.__name__!r} returned {len(returned)} values for {count} episodes: "
                 "expected one per episode"
             )

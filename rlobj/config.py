@@ -77,10 +77,20 @@ class RewardConfig:
     """reward model directory or hub id; null trains one"""
     pairs: int = 1500
     """preference pairs to train one on"""
-    on_bad: Literal["error", "drop", "clip"] = "error"
-    """a reward that is NaN or infinite: stop; leave the episode out; or clip it"""
+    on_error: Literal["stop", "skip", "penalise"] = "stop"
+    """a reward that raises, is late, or is no finite number: stop; leave the episode out; or give it the penalty"""
+    penalty: float | None = None
+    """reward of an episode whose reward failed, with on_error penalise"""
     trl: dict[str, Any] = field(default_factory=dict)
     """any field of trl.RewardConfig"""
+
+    @property
+    def on_failure(self) -> Literal["stop", "skip"] | float:
+        """on_error and penalty in one: "stop", "skip", or the penalty."""
+        if self.on_error != "penalise":
+            return self.on_error
+        assert self.penalty is not None  # validation has seen to it
+        return self.penalty
 
 
 @dataclass(frozen=True, slots=True)

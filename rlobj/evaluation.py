@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from envs.core import Episode
+from envs.rewards import OnError
 from envs.vector import TextVectorEnv
+from reward_models.calling import as_reward
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 from rlobj.intervals import Interval, bootstrap_mean, wilson
 from rlobj.rollout import Rollouts, Sampling, Trajectory, play
@@ -52,6 +54,7 @@ def evaluate(
     *,
     batch_size: int = 64,
     sampling_seed: int = 0,
+    on_error: OnError = "stop",
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Play every seed once, sampling as in training, and measure.
@@ -59,6 +62,7 @@ def evaluate(
     Args:
         rows: held-out labelled rows for ℓ; none leaves it out.
         reference: the warm start for KL(π ‖ π_ref); None leaves it out.
+        on_error: what a failed reward does, as in training.
         on_progress: called with the number of episodes played so far.
     """
     values: dict[str, list[float]] = {"return": []}
@@ -67,7 +71,7 @@ def evaluate(
     # in its own random state: evaluation must not move the one that training goes on with
     with torch.random.fork_rng():
         torch.manual_seed(sampling_seed)
-        for chunk, rollouts in _play_all(policy, tokenizer, make_env, reward, sampling, seeds, batch_size):
+        for chunk, rollouts in _play_all(policy, tokenizer, make_env, reward, sampling, seeds, batch_size, on_error):
             episodes += rollouts.episodes
             values["return"] += rollouts.returns
             for episode in rollouts.episodes:
@@ -79,7 +83,9 @@ def evaluate(
             on_progress(chunk)
         if is_one_token_policy(policy):  # what a classifier is usually judged by: its most probable label
             most_probable = replace(sampling, top_k=1)
-            for _, rollouts in _play_all(policy, tokenizer, make_env, reward, most_probable, seeds, batch_size):
+            for _, rollouts in _play_all(
+                policy, tokenizer, make_env, reward, most_probable, seeds, batch_size, on_error
+            ):
                 _judge_choices(rollouts, values)
     values["kl"] = kl
     values["ell"] = supervised_losses(policy, rows) if rows else []
@@ -111,10 +117,11 @@ def _play_all(
     sampling: Sampling,
     seeds: Sequence[int],
     batch_size: int,
+    on_error: OnError,
 ) -> Iterator[tuple[int, Rollouts]]:
     for start in range(0, len(seeds), batch_size):
         chunk = seeds[start : start + batch_size]
-        environments = TextVectorEnv(make_env, len(chunk), reward)
+        environments = TextVectorEnv(make_env, len(chunk), None if reward is None else as_reward(reward), on_error)
         yield start + len(chunk), play(policy, tokenizer, environments, chunk, sampling)
 
 

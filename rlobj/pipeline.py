@@ -311,7 +311,7 @@ class _Run:
                 processing_class=tokenizer,
                 env=self.task.train_env,
                 reward=reward,
-                on_bad_reward=config.reward.on_bad,
+                on_error=config.reward.on_failure,
                 train_seeds=self.task.train_seeds,
                 supervised=beside(tokenizer) if beside is not None else self._rows(tokenizer)[0],
                 lambda_sup=lambda_sup,
@@ -341,6 +341,7 @@ class _Run:
             *([asdict(config.ppo)] if config.training.estimator == "ppo" else []),
             config.objective.supervised_batch_size,
             config.objective.probe_every,
+            *([config.reward.on_failure] if config.reward.on_failure != "stop" else []),
             *(["only_successful"] if config.objective.only_successful else []),
             lambda_sup,
             config.seed,
@@ -413,6 +414,7 @@ class _Run:
                         held_out,
                         None if name == WARM_START else reference,
                         sampling_seed=self.config.seed,
+                        on_error=self.config.reward.on_failure,
                         on_progress=progress.advance,
                     )
                 kl = {"kl": (0.0, 0.0, 0.0)} if name == WARM_START else {}  # the warm start's to itself

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,13 +24,15 @@ from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, Pre
 from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from envs.adapters import as_text_env
-from envs.core import Episode, OnBadReward, TextEnv
+from envs.core import Episode, TextEnv
+from envs.rewards import Failure, OnError
 from envs.vector import TextVectorEnv
 from reward_models.calling import as_reward
 from reward_models.trained import as_plain_text
 from rlobj.chat_format import ChatFormat, Message
 from rlobj.critic import Critic, Watched, watching
 from rlobj.encoder_policy import action_logits, is_one_token_policy
+from rlobj.reward_watch import RewardWatch, keeping_what_is_trained, told_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class Rollouts:
     episodes: list[Episode]
     returns: list[float]
     """Undiscounted return of each episode, the sum of its rewards; nan where the reward function gave none."""
+    failures: list[Failure] = field(default_factory=list)
+    """What went wrong with the reward, where that does not stop."""
 
 
 def episode_prompt(seed: int, messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -164,8 +168,10 @@ def play(
     seeds: Sequence[int],
     sampling: Sampling,
     critic: Critic | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> Rollouts:
-    """Play one episode per seed to its end and score them all in one call of the reward.
+    """Play one episode per seed to its end and score them all in one call of the reward, which is also told the
+    `completion_ids` and `context`, as TRL tells its reward functions.
 
     The policy is left in the mode (train or eval) in which it came; it plays without dropout. A critic reads the values
     off the states that the policy samples from.
@@ -181,9 +187,10 @@ def play(
                 trajectories = _CausalPlay(policy, ChatFormat(tokenizer), environments, sampling, judge).run(seeds)
     finally:
         policy.train(was_training)
-    for trajectory, reward in zip(trajectories, environments.final_rewards(), strict=True):
+    scores = environments.final_scores({"completion_ids": [t.completion_ids for t in trajectories], **(context or {})})
+    for trajectory, reward in zip(trajectories, scores.values, strict=True):
         trajectory.rewards[-1] += reward
-    return Rollouts(trajectories, environments.episodes, [sum(t.rewards) for t in trajectories])
+    return Rollouts(trajectories, environments.episodes, [sum(t.rewards) for t in trajectories], scores.failures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +218,7 @@ def returns_of_all_actions(environments: TextVectorEnv, seeds: Sequence[int], ac
     """
     environments.reset(seed=[seed for seed in seeds for _ in range(actions)])
     results = environments.act({i: i % actions for i in range(len(seeds) * actions)})
-    totals = [results[i].reward + reward for i, reward in enumerate(environments.final_rewards())]
+    totals = [results[i].reward + reward for i, reward in enumerate(environments.final_scores().values)]
     return [totals[i : i + actions] for i in range(0, len(totals), actions)]
 
 
@@ -382,9 +389,12 @@ class EnvironmentRollout:
         make_env: makes one text environment.
         sampling: how replies are drawn.
         reward: reward of finished episodes, TRL's signature; None for the environment's own.
-        on_bad_reward: what a NaN or infinite reward does: "error", "drop" (no learning from that episode) or "clip".
+        on_error: what a failed reward does: "stop", "skip" (no learning from that episode), or a number, the penalty.
         critic: reads values off the policy's states.
         all_actions: of how many actions to bring the returns along, each tried in every episode; 0 for none.
+
+    Raises:
+        BadReward: a reward failed, where that stops; or every reward of several rollouts in a row.
     """
 
     def __init__(
@@ -392,27 +402,35 @@ class EnvironmentRollout:
         make_env: Callable[[], gymnasium.Env[Any, Any]],
         sampling: Sampling,
         reward: Any = None,
-        on_bad_reward: OnBadReward = "error",
+        on_error: OnError = "stop",
         critic: Critic | None = None,
         all_actions: int = 0,
     ) -> None:
-        self.make_env, self.sampling, self.reward, self.on_bad_reward = make_env, sampling, reward, on_bad_reward
+        self.make_env, self.sampling, self.reward, self.on_error = make_env, sampling, reward, on_error
         self.critic, self.all_actions = critic, all_actions
         self._vectors: dict[int, TextVectorEnv] = {}
+        self._watch = RewardWatch(on_error)
 
     def _environments(self, n: int) -> TextVectorEnv:
         if n not in self._vectors:
-            vector = TextVectorEnv(self.make_env, n, self.reward, self.on_bad_reward)
+            vector = TextVectorEnv(self.make_env, n, self.reward, self.on_error)
             if vector.reward is not None:
                 vector.reward = as_reward(vector.reward)
             self._vectors[n] = vector
         return self._vectors[n]
 
     def __call__(self, prompts: list[list[dict[str, Any]]], trainer: Any) -> dict[str, Any]:
-        seeds = [episode_seed(prompt) for prompt in prompts]
-        environments = self._environments(len(seeds))
+        with keeping_what_is_trained(trainer):
+            return self._play([episode_seed(prompt) for prompt in prompts], trainer)
+
+    def _play(self, seeds: list[int], trainer: Any) -> dict[str, Any]:
+        environments, told = self._environments(len(seeds)), told_by(trainer)
         with trainer.accelerator.autocast():
-            rollouts = play(trainer.model, trainer.processing_class, environments, seeds, self.sampling, self.critic)
+            rollouts = play(
+                trainer.model, trainer.processing_class, environments, seeds, self.sampling, self.critic, told
+            )
+        if environments.reward is not None:
+            self._watch.report(rollouts.returns, rollouts.failures, trainer._log_metric)
         extra: dict[str, Any] = {}
         if self.all_actions:
             different = list(dict.fromkeys(seeds))  # a group shares its episode

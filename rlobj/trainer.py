@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from envs.adapters import as_text_env
-from envs.core import OnBadReward
+from envs.rewards import OnError
 from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, FiniteGuard
 from rlobj.config import ESTIMATORS, EstimatorName, PPOConfig
 from rlobj.critic import Critic, CriticKeeper, Watched, watching
@@ -39,6 +39,7 @@ from rlobj.estimators import (
 from rlobj.lambdas import Controller, LambdaForm, Measured, as_lambda, checked_lambda, needs_labels
 from rlobj.objective import GradientBalance, gradient_balance, objective
 from rlobj.policies import load_causal
+from rlobj.reward_watch import tell_constant_reward
 from rlobj.rollout import EnvironmentRollout, Sampling, episode_prompt, episode_return, factory_of
 from rlobj.supervised import SupervisedRow, SupervisedStream, supervised_loss_sum, supervised_losses
 
@@ -67,6 +68,7 @@ class ObjectiveTrainer(GRPOTrainer):
         args: `trl.GRPOConfig`; its `loss_type` must be one of SUPPORTED_LOSS_TYPES.
         env: environment made by `gymnasium.make`; `train_seeds` say which episodes are trained on.
         reward: reward of finished episodes, TRL's signature; None for the one that `env` was made with, or its own.
+        on_error: what a failed reward does: "stop", "skip" (no learning from that episode), or a number, the penalty.
         train_seeds: seeds of the episodes to train on, one per prompt.
         supervised: labelled rows of ℓ (`dialogue_rows`, `label_rows`); needed for λ > 0. With λ = 0 it is only
             watched, every `probe_every` steps.
@@ -96,7 +98,7 @@ class ObjectiveTrainer(GRPOTrainer):
         *,
         env: gymnasium.Env[Any, Any] | None = None,
         reward: Callable[..., Any] | str | None = None,
-        on_bad_reward: OnBadReward = "error",
+        on_error: OnError = "stop",
         train_seeds: Sequence[int] | None = None,
         supervised: Sequence[SupervisedRow] | None = None,
         lambda_sup: float | str | LambdaForm = 0.0,
@@ -127,7 +129,7 @@ class ObjectiveTrainer(GRPOTrainer):
                 self.critic = Critic(model.config.hidden_size, self.ppo.hidden_size).to(model.device)
             actions = model.config.num_labels if estimator == "exact" else 0  # type: ignore[union-attr]
             kwargs["rollout_func"] = EnvironmentRollout(
-                factory_of(env), sampling, reward, on_bad_reward, self.critic, actions
+                factory_of(env), sampling, reward, on_error, self.critic, actions
             )
             reward_funcs = episode_return
             train_dataset = episode_dataset(as_text_env(env), train_seeds if train_seeds is not None else range(1000))
@@ -136,6 +138,7 @@ class ObjectiveTrainer(GRPOTrainer):
         self._probe_window: list[tuple[Tensor, Tensor]] = []
         self._lambda_proven = False
         self._success: float | None = None
+        self._told_constant = False
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         self.add_callback(FiniteGuard(max_bad_steps))
         self.add_callback(BetweenGenerations())
@@ -382,6 +385,10 @@ class ObjectiveTrainer(GRPOTrainer):
             metrics["objective/L"].append(
                 objective(mean["reward"], mean.get("objective/ell", 0.0), mean["objective/lambda_sup"])
             )
+        constant = self.model.training and 1.0 in metrics.get("frac_reward_zero_std", [])
+        if constant and self.estimator in ("grpo", "rloo") and not self._told_constant:
+            self._told_constant = True
+            tell_constant_reward(self.state.global_step, self.estimator)
         super().log(logs, start_time)
 
 

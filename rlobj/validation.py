@@ -267,6 +267,13 @@ def _check_reward(config: RunConfig) -> None:
 
 
 def _check_reward_function(reward: RewardConfig) -> None:
+    if (reward.on_error == "penalise") != (reward.penalty is not None):
+        raise ValueError(
+            f"reward.on_error is {reward.on_error!r} and reward.penalty is {reward.penalty}: expected a penalty with "
+            "'penalise', and none otherwise"
+        )
+    if reward.penalty is not None and not math.isfinite(reward.penalty):
+        raise ValueError(f"reward.penalty is {reward.penalty}: expected a finite number")
     for name in ("concurrency", "timeout"):
         if (value := getattr(reward, name)) is not None:
             _at_least(f"reward.{name}", value, 0, above=True)

@@ -195,6 +195,16 @@ def test_parameters_of_reward_functions() -> None:
     assert "there is no reward.function" in refusal("customer-service", "--reward.kwargs.high", "30")
 
 
+def test_policy_for_rewards_that_fail() -> None:
+    config = load_recipe("customer-service", ["--reward.on_error", "penalise", "--reward.penalty", "-2"])
+    assert validate(config).reward.on_failure == -2.0
+    assert load_recipe("customer-service", ["--reward.on_error", "skip"]).reward.on_failure == "skip"
+    for arguments in (["--reward.on_error", "penalise"], ["--reward.penalty", "-2"]):
+        assert "expected a penalty with 'penalise'" in refusal("customer-service", *arguments)
+    told = refusal("customer-service", "--reward.on_error", "penalise", "--reward.penalty", "nan")
+    assert "reward.penalty is nan: expected a finite number" in told
+
+
 def test_no_supervision_without_data() -> None:
     kwargs = ["--env.kwargs", '{prompts: [[{role: user, content: "hello"}]]}']
     arguments = ["--env.id", "rlobj/Dialogue-v0", *kwargs, "--reward.kind", "environment"]

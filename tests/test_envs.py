@@ -12,14 +12,13 @@ from pathlib import Path
 
 import gymnasium
 import pytest
-import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.core import CLIPPED_REWARD, FIRST_HELD_OUT_SEED, BadReward, Episode, score_episodes
+from envs.core import FIRST_HELD_OUT_SEED
 from envs.customer_service import CustomerServiceEnv
 from envs.dialogue import word_f1
 from envs.domain import FOLDER, load_domain
@@ -208,36 +207,6 @@ def test_the_better_dialogue_is_chosen():
 
 # Rewards --------------------------------------------------------------------------------------------------------------
 
-EPISODES = [Episode(seed, [{"role": "user", "content": "a"}], [], {"n": seed}) for seed in (4, 5)]
-
-
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [
-        ([1.0], "'reward' returned 1 values for 2 episodes"),
-        ("ab", "expected a list of 2 numbers"),
-        (1.0, "expected a list of 2 numbers"),
-        ([1.0, "2"], r"of episode 5 is '2' \(str\)"),
-        ([1.0, float("nan")], "of episode 5 is nan: expected a finite number"),
-        ([float("-inf"), 1.0], "of episode 4 is -inf"),
-        ([torch.ones((), requires_grad=True), 1.0], "of episode 4 carries a gradient"),
-    ],
-)
-def test_what_a_reward_may_not_return(scores, message):
-    def reward(prompts, completions, **columns):
-        return scores
-
-    with pytest.raises(BadReward, match=message):
-        score_episodes(reward, EPISODES)
-
-
-def test_what_becomes_of_rewards_that_are_not_finite():
-    def reward(prompts, completions, **columns):
-        return [float("inf"), None]
-
-    assert str(score_episodes(reward, EPISODES, "drop")) == "[nan, nan]"
-    assert str(score_episodes(reward, EPISODES, "clip")) == f"[{CLIPPED_REWARD}, nan]"
-
 
 def test_columns_are_handed_over_and_one_call_scores_all():
     calls = []
@@ -251,7 +220,7 @@ def test_columns_are_handed_over_and_one_call_scores_all():
     assert vector.act({0: "goodbye", 1: "goodbye"})[0].terminated
     vector.act({2: "hm"})
     vector.truncate(2)
-    assert vector.final_rewards() == [1.5, 1.5, 1.5]
+    assert vector.final_scores().values == [1.5, 1.5, 1.5]
     assert calls == [(3, [1, 1, 1])]
     with pytest.raises(ResetNeeded) as error:
         vector.act({1: "again"})

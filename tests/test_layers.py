@@ -19,7 +19,7 @@ LAYERS = {
         "callbacks", "config", "critic", "data", "encoder_policy", "estimators", "lambdas", "policies", "progress",
         "recipes", "trl_fields", "try_reward", "validation",
     ),
-    "2 loops": ("evaluation", "model_user", "rollout", "supervised", "trainer"),
+    "2 loops": ("evaluation", "model_user", "reward_watch", "rollout", "supervised", "trainer"),
     "3 story": ("chat", "comparison", "judging", "pipeline", "report", "tasks"),
     "4 verbs": ("cli", "__main__"),
 }  # fmt: skip

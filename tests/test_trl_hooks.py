@@ -49,6 +49,15 @@ def test_metrics_and_step_counters_that_we_read():
     )
 
 
+def test_what_reward_functions_are_told_and_how_a_checkpoint_is_saved():
+    source = inspect.getsource(GRPOTrainer._calculate_rewards)
+    for key in ("trainer_state", "log_extra", "log_metric", "completion_ids"):
+        assert key in source, f"rlobj.reward_watch hands {key} over as TRL does"
+    assert parameters(GRPOTrainer._log_metric) == ["self", "name", "value"], "rlobj.reward_watch counts failures"
+    assert parameters(GRPOTrainer._log_completion_extra) == ["self", "column", "values"]
+    assert parameters(GRPOTrainer._save_checkpoint) == ["self", "model", "trial"], "rlobj.reward_watch"
+
+
 def test_config_refuses_one_generation():
     try:
         GRPOConfig("x", num_generations=1, per_device_train_batch_size=1, use_cpu=True, bf16=False)
