@@ -201,7 +201,7 @@ def test_policy_for_rewards_that_fail() -> None:
     assert load_recipe("customer-service", ["--reward.on_error", "skip"]).reward.on_failure == "skip"
     for arguments in (["--reward.on_error", "penalise"], ["--reward.penalty", "-2"]):
         assert "expected a penalty with 'penalise'" in refusal("customer-service", *arguments)
-    told = refusal("customer-service", "--reward.on_error", "penalise", "--reward.penalty", "nan")
+    told = refusal("customer-service", "--reward.on_error", "penalise", "--reward.penalty", ".nan")
     assert "reward.penalty is nan: expected a finite number" in told
 
 
