@@ -29,6 +29,8 @@ SHOWN = 200
 class RemoteRewardError(RuntimeError):
     """The server could not be reached, or its answer is no list of rewards."""
 
+    kind = "exception"  # of the whole call: asking again for each episode would only take longer
+
 
 class RemoteReward:
     """Rewards from a server.
