@@ -4,20 +4,90 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from reward_models.calling import name_of, nearest
 from reward_models.protocol import Conversation, Reward
 
+FORMS: dict[str, tuple[str, ...]] = {
+    "reward": ("kwargs",), "sum": (), "min": (), "product": (), "gate": ("at_least", "then", "otherwise")
+}  # fmt: skip
+"""What a part of a composition may be, and the keys that go with it."""
 
-class WeightedSum:
+
+class Composition:
+    """Several rewards combined. An episode that any part gives no reward has none.
+
+    Args:
+        parts: name -> reward.
+        combine: the values of one episode, in the order of `parts` -> its reward.
+        weights: of the parts' contributions to the total; None for 1 each.
+        logs: whether TRL's `log_metric` is told of each part: `reward/NAME/mean`, and `reward/NAME/variance_share`, its
+            contribution's covariance with the total over the total's variance.
+
+    Attributes:
+        parts: after a call, name -> mean of that part over the episodes that it scored, before its weight.
+    """
+
+    __name__ = "composition"
+
+    def __init__(
+        self,
+        parts: Mapping[str, Reward],
+        combine: Callable[[list[float]], float],
+        weights: Sequence[float] | None = None,
+        logs: bool = True,
+    ) -> None:
+        self._rewards, self._combine, self._logs = dict(parts), combine, logs
+        self._weights = list(weights) if weights is not None else [1.0] * len(parts)
+        self.parts: dict[str, float] = {}
+
+    def __call__(
+        self,
+        prompts: Sequence[Conversation],
+        completions: Sequence[Conversation],
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        told = {} if log_metric is None else {"log_metric": log_metric}
+        data = {"prompts": prompts, "completions": completions, **columns, **told}
+        values = {name: _values(name, reward(**data), len(completions)) for name, reward in self._rewards.items()}
+        rows = list(zip(*values.values(), strict=True))
+        totals = [self._total([value for value in row if value is not None], len(row)) for row in rows]
+        for name, part in values.items():
+            known = [value for value in part if value is not None]
+            self.parts[name] = sum(known) / len(known) if known else math.nan
+        if log_metric is not None and self._logs:
+            self._log(rows, totals, log_metric)
+        return totals
+
+    def _total(self, values: list[float], parts: int) -> float | None:
+        if len(values) < parts:
+            return None
+        # min(1, nan) is 1 to Python: a part that failed must not be hidden
+        return math.nan if any(map(math.isnan, values)) else self._combine(values)
+
+    def _log(
+        self,
+        rows: Sequence[tuple[float | None, ...]],
+        totals: Sequence[float | None],
+        log: Callable[[str, float], None],
+    ) -> None:
+        scored = [(row, total) for row, total in zip(rows, totals, strict=True) if total is not None]
+        for at, (name, weight) in enumerate(zip(self._rewards, self._weights, strict=True)):
+            if math.isfinite(self.parts[name]):
+                log(f"reward/{name}/mean", self.parts[name])
+            if scored:
+                contributions = [weight * float(row[at] or 0.0) for row, _ in scored]
+                log(f"reward/{name}/variance_share", _share(contributions, [total for _, total in scored]))
+
+
+class WeightedSum(Composition):
     """Σ weight · reward. An episode that any part gives no reward has none.
 
     Args:
         parts: name -> (reward, weight); weights are finite.
-
-    Attributes:
-        parts: after a call, name -> mean of that part over the episodes that it scored, before its weight.
     """
 
     __name__ = "weighted_sum"
@@ -35,21 +105,97 @@ class WeightedSum:
                 raise TypeError(f"weight of reward {name!r} is {weight!r}: expected a number")
             if not math.isfinite(weight):
                 raise ValueError(f"weight of reward {name!r} is {weight}: expected a finite number")
-        self._parts = dict(parts)
-        self.parts: dict[str, float] = {}
+        weights = [float(weight) for _, weight in parts.values()]
+        super().__init__(
+            {name: reward for name, (reward, _) in parts.items()},
+            lambda values: sum(weight * value for weight, value in zip(weights, values, strict=True)),
+            weights,
+        )
 
-    def __call__(
-        self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
-    ) -> list[float | None]:
-        totals: list[float | None] = [0.0] * len(completions)
-        for name, (reward, weight) in self._parts.items():
-            values = list(reward(prompts=prompts, completions=completions, **columns))
-            if len(values) != len(totals):
-                raise ValueError(f"reward {name!r} returned {len(values)} values for {len(totals)} episodes")
-            scored = [float(value) for value in values if value is not None]
-            self.parts[name] = sum(scored) / len(scored) if scored else math.nan
-            totals = [
-                None if total is None or value is None else total + weight * float(value)
-                for total, value in zip(totals, values, strict=True)
-            ]
-        return totals
+
+def compose(tree: Any, load: Callable[[str, Mapping[str, Any]], Reward]) -> Reward:
+    """The reward that a nested mapping describes.
+
+    A part is {reward: NAME, kwargs: {…}}, or one of {sum: PARTS}, {min: PARTS}, {product: PARTS}, or {gate: PART,
+    at_least: 1, then: PART, otherwise: 0}; any of them may have clip: [low, high], and in a sum a weight. PARTS is
+    {name: part}; a number alone is the weight of the reward of that name, a text alone the reward's name.
+
+    Args:
+        load: makes a reward from its name and parameters.
+
+    Raises:
+        ValueError: the tree is none; the part is named.
+    """
+    return _node(tree, "compose", load)
+
+
+def _node(tree: Any, where: str, load: Callable[[str, Mapping[str, Any]], Reward]) -> Reward:
+    if isinstance(tree, str):
+        return load(tree, {})
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where} is {tree!r}: expected a reward's name, or a mapping with one of {', '.join(FORMS)}")
+    forms = [form for form in FORMS if form in tree]
+    if len(forms) != 1:
+        raise ValueError(f"{where} has {sorted(tree)}: expected exactly one of {', '.join(FORMS)}")
+    form = forms[0]
+    allowed = {form, "clip", "weight", *FORMS[form]}
+    for key in tree:
+        if key not in allowed:
+            raise ValueError(
+                f"{where} has the key {key!r}{nearest(key, allowed)}: expected {', '.join(sorted(allowed))}"
+            )
+    made = _made(tree, form, where, load)
+    if "clip" not in tree:
+        return made
+    low, high = tree["clip"]
+    if not low < high:
+        raise ValueError(f"{where}.clip is {tree['clip']}: expected [low, high] with low below high")
+    return Composition({name_of(made): made}, lambda values: min(max(values[0], low), high), logs=False)
+
+
+def _made(tree: Mapping[str, Any], form: str, where: str, load: Callable[[str, Mapping[str, Any]], Reward]) -> Reward:
+    if form == "reward":
+        return load(tree["reward"], tree.get("kwargs", {}))
+    if form == "gate":
+        least, otherwise = float(tree.get("at_least", 1.0)), float(tree.get("otherwise", 0.0))
+        if "then" not in tree:
+            raise ValueError(f"{where} has a gate without 'then': expected the part that counts where the gate is open")
+        parts = {name: _node(tree[name], f"{where}.{name}", load) for name in ("gate", "then")}
+        return Composition(parts, lambda values: values[1] if values[0] >= least else otherwise)
+    given = tree[form]
+    if not isinstance(given, Mapping) or not given:
+        raise ValueError(f"{where}.{form} is {given!r}: expected {{name: part}}")
+    weights = {
+        name: part if _is_weight(part) else part.get("weight", 1.0) if isinstance(part, Mapping) else 1.0
+        for name, part in given.items()
+    }
+    parts = {
+        name: load(name, {}) if _is_weight(part) else _node(part, f"{where}.{form}.{name}", load)
+        for name, part in given.items()
+    }
+    if form == "sum":
+        return WeightedSum({name: (parts[name], weights[name]) for name in parts})
+    if any(weight != 1.0 for weight in weights.values()):
+        raise ValueError(f"{where}.{form} has weights: they belong into a sum")
+    return Composition(parts, min if form == "min" else math.prod)
+
+
+def _is_weight(part: Any) -> bool:
+    return isinstance(part, int | float) and not isinstance(part, bool)
+
+
+def _values(name: str, values: Any, count: int) -> list[float | None]:
+    if len(values) != count:
+        raise ValueError(f"reward {name!r} returned {len(values)} values for {count} episodes")
+    for value in values:
+        if isinstance(value, str | bytes):  # float("1") would hide a mistake
+            raise TypeError(f"reward {name!r} returned {value!r}: expected a number or None")
+    return [None if value is None else float(value) for value in values]
+
+
+def _share(part: Sequence[float], total: Sequence[float]) -> float:
+    """Cov(part, total) / Var(total): the shares of the parts of a sum add up to 1. 0 where the total does not vary."""
+    mean_part, mean_total = sum(part) / len(part), sum(total) / len(total)
+    variance = sum((t - mean_total) ** 2 for t in total)
+    covariance = sum((p - mean_part) * (t - mean_total) for p, t in zip(part, total, strict=True))
+    return covariance / variance if variance > 0 else 0.0

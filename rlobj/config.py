@@ -69,6 +69,8 @@ class RewardConfig:
     """name of a shipped or installed one, "module:name", or "path/to/file.py:name" (see `rlobj list rewards`)"""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """parameters of the function"""
+    compose: dict[str, Any] = field(default_factory=dict)
+    """several functions in one reward: {sum: {success: 1, politeness: 0.2}}, min, product, gate, clip"""
     concurrency: int | None = None
     """calls of the function at the same time; null: 16 where it is async and scores one episode, else 1"""
     timeout: float | None = None

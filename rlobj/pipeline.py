@@ -45,6 +45,7 @@ from rlobj.runs import (
 from rlobj.supervised import SupervisedRow, quiet, warm_start
 from rlobj.tasks import MODEL_USER, Task, make_task
 from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
+from rlobj.validation import composed
 
 WARM_START = "warm start"
 CURVES = {
@@ -268,6 +269,8 @@ class _Run:
         wanted = self.config.reward
         if wanted.kind == "environment":
             return None, ""
+        if wanted.compose:
+            return composed(wanted), str(wanted.compose)
         if wanted.kind == "function":
             assert wanted.function is not None
             reward = load_reward(wanted.function, wanted.kwargs, concurrency=wanted.concurrency, timeout=wanted.timeout)

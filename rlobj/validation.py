@@ -18,6 +18,7 @@ from rlobj.spelling import did_you_mean
 from rlobj.trl_fields import check_trl_fields
 
 if TYPE_CHECKING:
+    from reward_models.protocol import Reward
     from rlobj.config import PolicyConfig, PPOConfig, RewardConfig, RunConfig, TrainingConfig
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
@@ -241,7 +242,7 @@ def _check_size(policy: PolicyConfig) -> None:
 
 def _check_reward(config: RunConfig) -> None:
     reward = config.reward
-    if reward.kind == "function" and not reward.function:
+    if reward.kind == "function" and not reward.function and not reward.compose:
         raise ValueError(
             "reward.function is null: reward.kind 'function' needs one, such as "
             "--reward.function mymodule:score (shipped ones: `rlobj list`)"
@@ -266,6 +267,17 @@ def _check_reward(config: RunConfig) -> None:
         )
 
 
+def composed(reward: RewardConfig) -> Reward:
+    """The reward that reward.compose describes."""
+    from reward_models.compose import compose
+    from reward_models.functions import load_reward
+
+    return compose(
+        reward.compose,
+        lambda name, kwargs: load_reward(name, kwargs, concurrency=reward.concurrency, timeout=reward.timeout),
+    )
+
+
 def _check_reward_function(reward: RewardConfig) -> None:
     if (reward.on_error == "penalise") != (reward.penalty is not None):
         raise ValueError(
@@ -277,6 +289,13 @@ def _check_reward_function(reward: RewardConfig) -> None:
     for name in ("concurrency", "timeout"):
         if (value := getattr(reward, name)) is not None:
             _at_least(f"reward.{name}", value, 0, above=True)
+    if reward.compose:
+        if reward.kind != "function" or reward.function is not None:
+            raise ValueError("reward.compose needs reward.kind function, and takes the place of reward.function")
+        try:
+            composed(reward)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"reward.compose: {error}") from error
     if reward.function is None:
         if reward.kwargs:
             raise ValueError(f"reward.kwargs is {reward.kwargs}, but there is no reward.function for them: set it too")

@@ -195,6 +195,16 @@ def test_parameters_of_reward_functions() -> None:
     assert "there is no reward.function" in refusal("customer-service", "--reward.kwargs.high", "30")
 
 
+def test_composed_rewards() -> None:
+    arguments = ["--reward.kind", "function", "--reward.compose"]
+    config = load_recipe("customer-service", [*arguments, "{sum: {success: 1, politeness: 0.2}}"])
+    assert validate(config).reward.compose == {"sum": {"success": 1, "politeness": 0.2}}
+    told = refusal("customer-service", *arguments, "{sum: {succes: 1}}")
+    assert "reward.compose: reward 'succes' is not shipped; did you mean 'success'" in told
+    both = refusal("customer-service", *arguments, "{sum: {success: 1}}", "--reward.function", "success")
+    assert "takes the place of reward.function" in both
+
+
 def test_policy_for_rewards_that_fail() -> None:
     config = load_recipe("customer-service", ["--reward.on_error", "penalise", "--reward.penalty", "-2"])
     assert validate(config).reward.on_failure == -2.0

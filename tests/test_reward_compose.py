@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from reward_models import WeightedSum, load_reward
+from reward_models.compose import compose
 
 ROWS: dict[str, Any] = {"prompts": [[]] * 3, "completions": [[]] * 3}
 
@@ -65,3 +66,47 @@ def test_wrong_number_of_values_names_the_part() -> None:
 def test_wrong_parts(parts: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         WeightedSum(parts)
+
+
+def test_a_tree() -> None:
+    rewards = {"a": fixed(1.0, 2.0, 3.0), "b": fixed(4.0, 0.0, -1.0)}
+    logged: dict[str, float] = {}
+
+    def made(tree: Any) -> Any:
+        return compose(tree, lambda name, kwargs: rewards[name])(**ROWS, log_metric=logged.__setitem__)
+
+    assert made({"sum": {"a": 2.0, "half": {"reward": "b", "weight": -0.5}}}) == [0.0, 4.0, 6.5]
+    assert logged["reward/a/mean"] == 2.0 and logged["reward/half/mean"] == 1.0
+    # by hand: totals 0, 4, 6.5 about 3.5; 2a = 2, 4, 6 about 4: covariance 13, variance 21.5 (times 3)
+    assert logged["reward/a/variance_share"] == pytest.approx(13 / 21.5)
+    assert logged["reward/a/variance_share"] + logged["reward/half/variance_share"] == pytest.approx(1.0)
+    assert made({"min": {"a": "a", "b": "b"}}) == [1.0, 0.0, -1.0]
+    assert made({"product": {"a": "a", "b": {"reward": "b", "clip": [0, 1]}}}) == [1.0, 0.0, 0.0]
+    assert made({"gate": "b", "at_least": 0.0, "then": "a", "otherwise": -9}) == [1.0, 2.0, -9.0]
+    assert made({"sum": {"inner": {"min": {"a": "a", "b": "b"}}, "a": 1}, "clip": [0, 2]}) == [2.0, 2.0, 2.0]
+
+
+def test_a_part_that_failed_is_not_hidden() -> None:
+    rewards = {"a": fixed(1.0, 1.0, 1.0), "b": fixed(math.nan, 2.0, 2.0), "text": fixed("1", 1.0, 1.0)}
+    tree = {"min": {"a": "a", "b": "b"}}
+    values = compose(tree, lambda name, kwargs: rewards[name])(**ROWS)
+    assert str(values) == "[nan, 1.0, 1.0]"
+    with pytest.raises(TypeError, match="'text' returned '1'"):
+        compose({"min": {"text": "text"}}, lambda name, kwargs: rewards[name])(**ROWS)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"sum": {}}, r"compose.sum is \{\}"),
+        ({"sum": {"a": 1}, "min": {"a": 1}}, "expected exactly one of"),
+        ({"min": {"a": {"reward": "a", "weight": 2}}}, "they belong into a sum"),
+        ({"sum": {"a": {"reward": "a", "wieght": 2}}}, "'wieght'; did you mean 'weight'"),
+        ({"gate": "a"}, "gate without 'then'"),
+        ({"reward": "a", "clip": [1, 0]}, "low below high"),
+        (3, "compose is 3"),
+    ],
+)
+def test_trees_that_are_none(tree: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compose(tree, lambda name, kwargs: fixed(1.0))
