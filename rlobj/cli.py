@@ -33,6 +33,7 @@ Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
   rlobj run RECIPE [--dotted.name VALUE ...]   train, evaluate and report what a recipe says
   rlobj compare RECIPE --lambdas 0 0.1 1       several λ and seeds from one warm start: which λ?
   rlobj chat RUN [--policy NAME]               talk to a trained policy
+  rlobj reward RECIPE                          a recipe's reward model alone
   rlobj judge REWARD PAIRS                     how far a reward can be trusted
   rlobj try-reward REWARD TEXT ...             score texts at once, without training
   rlobj serve-reward REWARD [--port PORT]      any reward as an HTTP server
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], None]] = {
-        "run": _run, "compare": _compare, "chat": _chat, "try-reward": _try_reward, "judge": _judge,
+        "run": _run, "compare": _compare, "chat": _chat, "reward": _reward, "try-reward": _try_reward, "judge": _judge,
         "serve-reward": _serve_reward, "list": _list, "new-domain": _new_domain,
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -202,6 +203,33 @@ def _compare(arguments: list[str]) -> None:
     from rlobj.comparison import compare
 
     compare(config, values, given.seeds, given.workers, given.ell_bound)
+
+
+def _reward(arguments: list[str]) -> None:
+    parser = _Parser(
+        prog="rlobj reward",
+        description="Train a recipe's warm start and reward model, and nothing more. rlobj run goes on from there.",
+        epilog="any field of the recipe may follow, as in rlobj run: --reward.pairs 5000",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `rlobj list`, or a YAML file")
+    given, overrides = parser.parse_known_args(arguments)
+    from rlobj.config import validate
+    from rlobj.recipes import load_recipe
+
+    config = load_recipe(given.recipe, ["--reward.kind=trained", *overrides])
+    _be_calm()
+    validate(config)
+    if config.reward.model is not None or config.reward.kind != "trained":
+        raise ValueError(
+            f"reward.kind is {config.reward.kind!r} and reward.model {config.reward.model!r}: expected 'trained' and "
+            "null, for there to be a reward model to train"
+        )
+    share_the_cpu()
+    from rlobj.pipeline import prepare
+
+    model = prepare(config)["reward.model"]
+    print(f"\nreward model  {model}\ntry it: rlobj try-reward {model} TEXT; judge it: rlobj judge {model} PAIRS")
 
 
 def _chat(arguments: list[str]) -> None:

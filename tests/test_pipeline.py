@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from small import small_policy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rlobj.cli import main
 from rlobj.pipeline import Interrupted, lambda_directory, load_summary, run
 from rlobj.recipes import load_recipe
 from rlobj.runs import read_outputs
@@ -90,6 +91,19 @@ def test_another_lambda_trains_that_one_alone(finished, capsys):
     said = capsys.readouterr().out
     assert said.count("done before, inputs unchanged") == 4
     assert "λ = 0.5: 2 in" in said
+
+
+def test_a_reward_model_alone_is_what_a_run_goes_on_from(tmp_path, capsys):
+    settings = [f"--{key}={value}" for key, value in {**SMALL, "output_dir": tmp_path}.items()]
+    assert main(["reward", "customer-service", *settings]) == 0
+    folder = tmp_path / "customer-service"
+    made = sorted(path.name for path in folder.iterdir())
+    assert made == ["checkpoints", "config.yaml", "reward_model", "warm_start"]
+    assert f"reward model  {folder / 'reward_model'}" in capsys.readouterr().out
+    assert main(["run", "customer-service", *settings]) == 0
+    assert capsys.readouterr().out.count("done before, inputs unchanged") == 2
+    assert main(["reward", "movie-booking", f"--output_dir={tmp_path}"]) == 2
+    assert "gives no preference pairs" in capsys.readouterr().err
 
 
 STOPPING = """
