@@ -274,7 +274,7 @@ class _Run:
         if wanted.kind == "function":
             assert wanted.function is not None
             reward = load_reward(wanted.function, wanted.kwargs, concurrency=wanted.concurrency, timeout=wanted.timeout)
-            return reward, wanted.function + (str(wanted.kwargs) if wanted.kwargs else "")
+            return reward, wanted.function + (str(wanted.kwargs) if wanted.kwargs else "") + _code_of(wanted.function)
         if wanted.model is not None:
             return TrainedReward(wanted.model), wanted.model
         directory = self.directory / "reward_model"
@@ -299,7 +299,8 @@ class _Run:
                 f"held-out pairs, 95% interval {low:.1%} to {high:.1%}",
             }
 
-        key = self._stage(directory, "reward model: trained on preference pairs", [warm_key, asdict(wanted)], work)
+        inputs = [warm_key, wanted.pairs, wanted.trl]
+        key = self._stage(directory, "reward model: trained on preference pairs", inputs, work)
         return TrainedReward(directory), key
 
     def policy(self, lambda_sup: float | str, reward: Any, upstream: str) -> str:
@@ -480,6 +481,12 @@ def _fingerprints(config: RunConfig) -> list[str]:
     paths = [Path(name) / "model.safetensors" if Path(name).is_dir() else Path(name) for name in names]
     files = [path if path.is_file() else shipped().get(name) for path, name in zip(paths, names, strict=True)]
     return [content_digest(file) for file in files if file is not None]
+
+
+def _code_of(reward: str) -> str:
+    """Digest of the user's file that a reward stands in: edited, it is another reward."""
+    file = Path(reward.rpartition(":")[0])
+    return content_digest(file) if file.suffix == ".py" and file.is_file() else ""
 
 
 def _samples(results: dict[str, Any], most: int = 4) -> list[dict[str, Any]]:

@@ -106,6 +106,15 @@ def test_a_reward_model_alone_is_what_a_run_goes_on_from(tmp_path, capsys):
     assert "gives no preference pairs" in capsys.readouterr().err
 
 
+def test_an_edited_reward_is_another_one(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    fields = {"reward__kind": "function", "reward__function": f"{file}:reward", "objective__lambda_sup": 0.0}
+    for value in ("0.0", "0.0", "1.0 * len(str(c))"):
+        file.write_text(f"def reward(prompts, completions, **columns):\n    return [{value} for c in completions]\n")
+        small_run("customer-service", tmp_path, **fields)
+    assert capsys.readouterr().out.count("policy: −R + λℓ with λ = 0: done before") == 1
+
+
 STOPPING = """
 import os, signal
 from pathlib import Path
