@@ -143,7 +143,7 @@ def test_data_files(tmp_path: Path, labelled: str) -> None:
         (["--reward.kind", "function"], "reward.function is null"),
         (["--reward.function", "label_match"], "set --reward.kind function"),
         (["--reward.kind", "environment", "--reward.model", "x"], "set --reward.kind trained"),
-        (["--training.max_reply_tokens", "512"], "expected less than policy.max_length, 512"),
+        (["--training.max_reply_tokens", "640"], "expected less than policy.max_length, 640"),
         (["--env.id", "rlobj/CustomerServise-v0"], "did you mean 'rlobj/CustomerService-v0'?"),
         (["--env.id", "nowhere:rlobj/CustomerService-v0"], "cannot import 'nowhere'"),
         (["--env.kwargs.domian", "repairs"], "did you mean 'domain'?"),
