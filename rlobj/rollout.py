@@ -42,7 +42,8 @@ class Sampling:
     max_reply_tokens: int = 64
     """Longest reply, in tokens, its end token included. A longer one is cut there."""
     max_length: int = 512
-    """Longest dialogue, in tokens. An episode that would grow past it is cut short (truncated, not terminated)."""
+    """Longest dialogue, in tokens. An episode that would grow past it is cut short (truncated, not terminated); opening
+    messages that leave no room for a reply of `max_reply_tokens` keep their end, as labelled dialogues do."""
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -78,6 +79,8 @@ class Trajectory:
     """The critic's value before each token; 0.0 at environment tokens, and where there is no critic."""
     bootstrap: float = 0.0
     """The critic's value behind the last token of an episode that was cut short; 0.0 where it ended."""
+    prompt_was_cut: bool = False
+    """Whether the opening messages were too long, and lost their beginning."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -288,13 +291,7 @@ class _CausalPlay:
 
     def run(self, seeds: Sequence[int]) -> list[Trajectory]:
         observations, _ = self.environments.reset(seed=list(seeds))
-        trajectories = [Trajectory(self.chat.prompt_ids(messages)) for messages in observations]
-        longest = max(range(len(seeds)), key=lambda i: len(trajectories[i]))
-        if len(trajectories[longest]) >= self.sampling.max_length:
-            raise ValueError(
-                f"the prompt of episode {seeds[longest]} has {len(trajectories[longest])} tokens, max_length is "
-                f"{self.sampling.max_length}: raise policy.max_length or shorten the observation"
-            )
+        trajectories = [self._opening(messages) for messages in observations]
         self.mask = torch.zeros(len(seeds), 0, dtype=torch.long, device=self.policy.device)
         running = list(range(len(seeds)))
         incoming: list[list[int]] = [list(t.prompt_ids) for t in trajectories]
@@ -326,6 +323,11 @@ class _CausalPlay:
             self._keep(keep)
             running = [running[row] for row in keep]
         return trajectories
+
+    def _opening(self, messages: Sequence[Message]) -> Trajectory:
+        ids = self.chat.prompt_ids(messages)
+        room = max(self.sampling.max_length - self.sampling.max_reply_tokens, 1)
+        return Trajectory(ids[-room:], prompt_was_cut=len(ids) > room)
 
     def _answer(self, trajectory: Trajectory, messages: Sequence[Message]) -> list[int]:
         """What the environment appends; it also closes a reply that was cut before its end token."""
@@ -431,6 +433,9 @@ class EnvironmentRollout:
             )
         if environments.reward is not None:
             self._watch.report(rollouts.returns, rollouts.failures, trainer._log_metric)
+        cut = sum(t.prompt_was_cut for t in rollouts.trajectories)
+        if cut:
+            trainer._log_metric("prompts/cut", cut / len(seeds))
         extra: dict[str, Any] = {}
         if self.all_actions:
             different = list(dict.fromkeys(seeds))  # a group shares its episode

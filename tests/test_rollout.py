@@ -76,9 +76,13 @@ def test_a_full_context_truncates_the_episode(policy, make_env):
     assert not any(e.columns["success"] for e in result.episodes)
 
 
-def test_a_prompt_that_does_not_fit_is_an_error_with_the_remedy(policy, make_env):
-    with pytest.raises(ValueError, match=r"prompt of episode .* raise policy\.max_length"):
-        rollouts(policy, make_env, range(3), max_length=20)
+def test_a_prompt_that_does_not_fit_keeps_its_end(policy, make_env):
+    whole = rollouts(policy, make_env, range(3)).trajectories
+    assert not any(t.prompt_was_cut for t in whole)
+    for cut, t in zip(rollouts(policy, make_env, range(3), max_length=20).trajectories, whole, strict=True):
+        assert len(t.prompt_ids) > 15
+        assert cut.prompt_was_cut and cut.prompt_ids == t.prompt_ids[-15:]
+        assert 0 < len(cut.completion_ids) <= 5
 
 
 def test_one_reward_call_for_all_episodes(policy, make_env):
