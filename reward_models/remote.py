@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,8 @@ LONGEST_ANSWER = 64 * 2**20
 """Bytes of an answer that are read at most."""
 SHOWN = 200
 """Characters of an answer that an error shows."""
+LONGEST_WAIT = 60.0
+"""Seconds that a server may ask for (Retry-After) before the next try."""
 
 
 class RemoteRewardError(RuntimeError):
@@ -32,17 +35,27 @@ class RemoteRewardError(RuntimeError):
     kind = "exception"  # of the whole call: asking again for each episode would only take longer
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the Authorization header to whoever the server names."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None  # the status stays what it is, an HTTPError
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
 class RemoteReward:
     """Rewards from a server.
 
     Args:
         url: where requests are posted.
         batch_size: episodes in one request.
-        timeout: seconds until a request counts as failed.
-        retries: how often a request that failed is sent again, after 0.5, 1, 2, … seconds. An answer that was
-            understood and is wrong is not asked for again.
+        timeout: seconds until a request, from connecting to the answer's last byte, counts as failed.
+        retries: how often a request that failed is sent again, after 0.5, 1, 2, … seconds, or after as many as the
+            server asks for (Retry-After). An answer that was understood and is wrong is not asked for again.
         authorization: name of the environment variable whose value is sent as the Authorization header. The value
-            itself stands in no recipe and no error.
+            itself stands in no recipe and no error, and goes to no server that another one names.
         score_key: where the rewards stand in the answer.
 
     Raises:
@@ -75,6 +88,7 @@ class RemoteReward:
         self.url, self.batch_size, self.timeout, self.retries = url, batch_size, timeout, retries
         self.authorization, self.score_key = authorization, score_key
         self.__name__ = parts.hostname
+        self._shown_url = _without_query(url)
 
     def __call__(
         self,
@@ -106,50 +120,103 @@ class RemoteReward:
         return rewards
 
     def _rewards(self, answer: bytes, count: int) -> list[float | None]:
-        shown = answer[:SHOWN].decode(errors="replace")
+        where = self._shown_url
         try:
             found = json.loads(answer)
-        except ValueError as error:
-            raise RemoteRewardError(f"{self.url} answered {shown!r}: expected JSON") from error
+        except ValueError:
+            raise RemoteRewardError(f"{where} answered {self._shown(answer)}: expected JSON") from None
         rewards = found.get(self.score_key) if isinstance(found, dict) else None
         if not isinstance(rewards, list):
-            raise RemoteRewardError(f"{self.url} answered {shown!r}: expected a list under {self.score_key!r}")
+            raise RemoteRewardError(f"{where} answered {self._shown(answer)}: expected a list under {self.score_key!r}")
         if len(rewards) != count:
-            raise RemoteRewardError(
-                f"{self.url} gave {len(rewards)} rewards for {count} episodes: expected one for each"
-            )
+            raise RemoteRewardError(f"{where} gave {len(rewards)} rewards for {count} episodes: expected one for each")
         for reward in rewards:
             if reward is not None and (isinstance(reward, bool) or not isinstance(reward, int | float)):
-                raise RemoteRewardError(f"{self.url} gave the reward {reward!r}: expected a number or null")
+                shown = self._without_secret(repr(reward))[:SHOWN]
+                raise RemoteRewardError(f"{where} gave the reward {shown}: expected a number or null")
         return [None if reward is None else float(reward) for reward in rewards]
 
     def _post(self, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.authorization is not None:
             headers["Authorization"] = os.environ[self.authorization]
+        what, wait = "", 0.0
         for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(0.5 * 2 ** (attempt - 1))
+            time.sleep(wait)
+            wait = 0.5 * 2**attempt
             request = urllib.request.Request(self.url, body, headers, method="POST")
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                    content: bytes = answer.read(LONGEST_ANSWER + 1)
-                    if len(content) > LONGEST_ANSWER:
-                        raise RemoteRewardError(f"{self.url} answered with more than {LONGEST_ANSWER} bytes")
-                    if answer.length:  # bytes that were promised and did not come
-                        raise ConnectionError("the answer was cut off")
-                    return content
+                return self._answer(request)
             except urllib.error.HTTPError as error:
-                what = f"status {error.code}: {error.read(SHOWN).decode(errors='replace')!r}"
+                with error:
+                    what = self._refusal(error)
                 if error.code not in RETRIED:
-                    raise RemoteRewardError(f"{self.url} answered with {what}") from error
+                    raise RemoteRewardError(f"{self._shown_url} answered with {what}") from None
+                wait = max(wait, _asked_to_wait(error.headers.get("Retry-After")))
             except (OSError, EOFError) as error:  # refused, reset, closed, timed out
                 what = f"{type(error).__name__}: {error}"
             except Exception as error:
                 if not type(error).__module__.startswith("http"):
                     raise
                 what = f"{type(error).__name__}: {error}"  # closed in the middle of an answer
-        raise RemoteRewardError(f"{self.url} failed {self.retries + 1} times; the last time with {what}")
+        raise RemoteRewardError(f"{self._shown_url} failed {self.retries + 1} times; the last time with {what}")
+
+    def _answer(self, request: urllib.request.Request) -> bytes:
+        """The whole answer, within `timeout` seconds: a server that sends a byte now and then is late all the same."""
+        until = time.monotonic() + self.timeout
+        parts, size = [], 0
+        with _OPENER.open(request, timeout=self.timeout) as answer:
+            while part := answer.read1(2**16):
+                parts.append(part)
+                size += len(part)
+                if size > LONGEST_ANSWER:
+                    raise RemoteRewardError(f"{self._shown_url} answered with more than {LONGEST_ANSWER} bytes")
+                if time.monotonic() > until:
+                    raise TimeoutError(f"no whole answer within {self.timeout:g} s")
+            if answer.length:  # bytes that were promised and did not come
+                raise ConnectionError("the answer was cut off")
+        return b"".join(parts)
+
+    def _refusal(self, error: urllib.error.HTTPError) -> str:
+        if 300 <= error.code < 400:
+            where = _without_query(error.headers.get("Location") or "nowhere")
+            return f"status {error.code}, a redirect to {self._without_secret(where)!r}: if you trust it, set url to it"
+        try:
+            said = error.read(SHOWN)
+        except OSError:
+            said = b""
+        return f"status {error.code}: {self._shown(said)}"
+
+    def _shown(self, text: bytes) -> str:
+        """The beginning of what a server said, for an error."""
+        return repr(self._without_secret(text.decode(errors="replace"))[:SHOWN])
+
+    def _without_secret(self, text: str) -> str:
+        """A server that repeats the secret does not spread it."""
+        secret = os.environ.get(self.authorization or "", "")
+        for part in (secret, *secret.split()[1:]):  # "Bearer TOKEN": the token alone is no less secret
+            if part:
+                text = text.replace(part, "***")
+        return text
+
+
+def _without_query(url: str) -> str:
+    """The address alone: keys stand in queries at times."""
+    return url.partition("?")[0].partition("#")[0]
+
+
+def _asked_to_wait(retry_after: str | None) -> float:
+    """Seconds until a Retry-After header's number of seconds or date, bounded; 0 without a sensible one."""
+    if retry_after is None:
+        return 0.0
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else 0.0
 
 
 def as_text(part: str | Conversation) -> str:

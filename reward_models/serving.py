@@ -46,13 +46,11 @@ def make_app(reward: Reward, max_request_bytes: int = 16 * 2**20, max_episodes: 
         except _Refused as refused:
             return JSONResponse({"error": str(refused)}, refused.status)
         try:
-            scores = await run_in_threadpool(score, episodes)
+            rewards = _checked(await run_in_threadpool(score, episodes), len(episodes[1]))
         except Exception as error:
             first = str(error).partition("\n")[0]
             return JSONResponse({"error": f"reward {name_of(reward)!r}: {type(error).__name__}: {first}"}, 500)
-        return JSONResponse(
-            {"rewards": [s if s is not None and math.isfinite(s) else None for s in map(_number, scores)]}
-        )
+        return JSONResponse({"rewards": rewards})
 
     async def health(request: Request) -> JSONResponse:
         return JSONResponse({"status": "ok", "reward": name_of(reward)})
@@ -73,9 +71,18 @@ def serve(reward: Reward, host: str, port: int, max_request_bytes: int) -> None:
     uvicorn.run(make_app(reward, max_request_bytes), host=host, port=port, log_level="warning")
 
 
-def _number(score: Any) -> float | None:
-    """JSON has no NaN: a reward that is not finite is told as none."""
-    return None if score is None or not math.isfinite(score) else float(score)
+def _checked(scores: Sequence[Any], count: int) -> list[float | None]:
+    """One number or None for each episode. What is neither is a failure: told as null it would be no reward."""
+    if len(scores) != count:
+        raise ValueError(f"gave {len(scores)} values for {count} episodes: expected one for each")
+    for row, score in enumerate(scores):
+        if score is None:
+            continue
+        if isinstance(score, str | bytes) or not hasattr(score, "__float__"):
+            raise TypeError(f"gave {score!r} for episode {row}: expected a number or None")
+        if not math.isfinite(float(score)):
+            raise ValueError(f"gave {float(score)} for episode {row}: expected a finite number or None")
+    return [None if score is None else float(score) for score in scores]
 
 
 async def _body(request: Request, most: int) -> bytes:

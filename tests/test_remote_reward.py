@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from reward_models import load_reward
-from reward_models.remote import RemoteReward, RemoteRewardError
+from reward_models.remote import RemoteReward, RemoteRewardError, _asked_to_wait
 from rlobj.cli import main
 
 PROMPTS = [[{"role": "user", "content": f"are you there, {i} ?"}] for i in range(5)]
@@ -153,6 +153,73 @@ def test_a_refusal_is_told_at_once():
         RemoteReward(nobody, retries=0)(prompts=PROMPTS, completions=SAID)
 
 
+def test_a_redirect_takes_the_secret_nowhere(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "Bearer 123-secret")
+    with server(lengths) as (elsewhere, stolen):
+
+        def redirect(handler, request):
+            handler.send_response(302)
+            handler.send_header("Location", elsewhere + "?key=hidden")
+            handler.end_headers()
+
+        with server(redirect) as (url, _), pytest.raises(RemoteRewardError, match="status 302, a redirect to") as error:
+            RemoteReward(url, authorization="MY_TOKEN")(prompts=PROMPTS, completions=SAID)
+        assert not stolen
+        assert elsewhere in str(error.value) and "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize("status", [200, 403])
+def test_no_error_shows_the_secret(monkeypatch, status):
+    monkeypatch.setenv("MY_TOKEN", "Bearer 123-secret")
+
+    def echo(handler, request):
+        token = request["headers"]["Authorization"]
+        send(handler, f"{token} is wrong, {token.split()[1]} too".encode(), status)
+
+    with server(echo) as (url, _), pytest.raises(RemoteRewardError, match=r"\*\*\* is wrong") as error:
+        RemoteReward(f"{url}?key=hidden", authorization="MY_TOKEN")(prompts=PROMPTS, completions=SAID)
+    assert "secret" not in str(error.value) and "hidden" not in str(error.value)
+
+
+def test_a_dribble_is_late():
+    def dribble(handler, request):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "100")
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.1)
+
+    with server(dribble) as (url, _), pytest.raises(RemoteRewardError, match=r"no whole answer within 0\.4 s"):
+        began = time.monotonic()
+        try:
+            RemoteReward(url, timeout=0.4, retries=0)(prompts=PROMPTS, completions=SAID)
+        finally:
+            assert time.monotonic() - began < 2
+
+
+def test_a_busy_server_says_when_to_come_again():
+    def busy(handler):
+        handler.send_response(429)
+        handler.send_header("Retry-After", "1")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    with server(failing(1, busy)) as (url, requests):
+        began = time.monotonic()
+        RemoteReward(url, retries=1)(prompts=PROMPTS, completions=SAID)
+        assert time.monotonic() - began >= 1 and len(requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [(None, 0), ("3", 3), ("-3", 0), ("100000", 60), ("nan", 0), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+)
+def test_retry_after(header, seconds):
+    assert _asked_to_wait(header) == seconds
+
+
 @pytest.mark.parametrize(
     ("url", "kwargs", "words"),
     [
@@ -241,7 +308,27 @@ def test_a_request_that_is_none_is_refused_and_a_reward_that_fails_is_no_reward(
         assert post(address, json.dumps({"query": ["a" * 2000]}).encode())[0] == 413
         status, answer = post(address, b'{"query": ["a"]}')
         assert (status, answer["error"]) == (500, "reward 'reward': RuntimeError: no idea")
-        assert post(address, b'{"query": ["nan"]}') == (200, {"rewards": [None]})
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([1.0, float("nan")], "gave nan for episode 1"),
+        ([float("-inf"), 1.0], "gave -inf for episode 0"),
+        ([1.0], "gave 1 values for 2 episodes"),
+        ([1.0, "2.0"], "gave '2.0' for episode 1"),
+        ([1.0, [2.0]], r"gave [2.0] for episode 1"),
+    ],
+)
+def test_the_server_tells_of_a_reward_that_is_none(scores, words):
+    def reward(prompts, completions, **columns):
+        return scores
+
+    with serving(reward) as address:
+        status, answer = post(address, b'{"query": ["a", "b"]}')
+        assert status == 500 and words in answer["error"]
+        scores = [None, 1]
+        assert post(address, b'{"query": ["a", "b"]}') == (200, {"rewards": [None, 1.0]})
 
 
 def test_the_verb_says_what_is_wrong(capsys):
