@@ -72,6 +72,10 @@ def _find(spec: str) -> Any:
             from reward_models.trained import TrainedReward
 
             return functools.partial(TrainedReward, spec)
+        if (Path(spec) / "member-0").is_dir():
+            from reward_models.trained import EnsembleReward, member_paths
+
+            return functools.partial(EnsembleReward, member_paths(spec))
         installed = entry_points(group=GROUP)
         if spec in installed.names:
             return installed[spec].load()

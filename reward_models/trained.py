@@ -5,10 +5,14 @@ Legend: B conversations in a batch, T tokens.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,9 +22,15 @@ from transformers.utils import logging
 
 from reward_models.protocol import Conversation
 
+NORMALISATION = "reward_normalisation"
+"""Field of a reward model's config.json: {"mean": …, "std": …} of its scores of what it was normalised on."""
+
 
 class TrainedReward:
-    """The score of a sequence classifier with one output, such as `trl.RewardTrainer` trains.
+    """The score of a sequence classifier with one output, such as `trl.RewardTrainer` trains; or, of a classifier with
+    several, how sure it is of one label.
+
+    A model that was normalised (`normalise`) gives (score − mean) / std.
 
     Each conversation is scored once, however often it occurs; the batches hold conversations of similar length. One
     that is too long for the model loses its beginning: the end shows how things went.
@@ -29,14 +39,28 @@ class TrainedReward:
         path: directory or Hub id of the model with its tokenizer. Only safetensors are read, no code is run.
         batch_size: conversations in one forward pass.
         device: where to score; None takes a GPU if there is one.
+        label: of a classifier: the name of the label whose presence is rewarded.
+        output: of a classifier: the label's "log_odds", or its "probability".
+        raw: leave the normalisation out.
 
     Raises:
-        ValueError: the model has several outputs or lacks weights, or its tokenizer has no chat template.
+        ValueError: the model has several outputs and no `label` is given, or lacks weights, or its tokenizer has no
+            chat template.
     """
 
-    def __init__(self, path: str | os.PathLike[str], batch_size: int = 64, device: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        batch_size: int = 64,
+        device: str | None = None,
+        label: str | None = None,
+        output: str = "log_odds",
+        raw: bool = False,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: expected at least 1")
+        if output not in OUTPUTS:
+            raise ValueError(f"output is {output!r}: expected one of {', '.join(OUTPUTS)}")
         self.path, self.batch_size = str(path), batch_size
         self.__name__ = os.path.basename(os.path.normpath(self.path))  # the name in TRL's logs
         self.tokenizer = load_reward_tokenizer(self.path)
@@ -44,8 +68,7 @@ class TrainedReward:
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
             )
-        if model.config.num_labels != 1:
-            raise ValueError(f"reward model {self.path!r} has {model.config.num_labels} outputs: expected one score")
+        self.label, self.output = _label_index(model.config, label, self.path), output
         if info["missing_keys"]:
             raise ValueError(
                 f"reward model {self.path!r} lacks the weights {sorted(info['missing_keys'])[:3]}: a random head is no "
@@ -56,6 +79,8 @@ class TrainedReward:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.max_length = context_length(model.config, self.tokenizer)
+        fitted: dict[str, float] = {} if raw else getattr(model.config, NORMALISATION, {})
+        self.mean, self.std = fitted.get("mean", 0.0), fitted.get("std", 1.0)
 
     def __call__(
         self, prompts: Sequence[str | Conversation], completions: Sequence[str | Conversation], **columns: Any
@@ -76,9 +101,21 @@ class TrainedReward:
         for start in range(0, len(distinct), self.batch_size):
             chunk = distinct[start : start + self.batch_size]
             ids, mask = self._padded(chunk)
-            logits = self.model(input_ids=ids, attention_mask=mask).logits[:, 0]
-            scores |= dict(zip(chunk, logits.float().tolist(), strict=True))
+            logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
+            scores |= dict(zip(chunk, self._scores(logits).tolist(), strict=True))
         return [scores[key] for key in keys]
+
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """(B, labels) logits -> (B,) rewards."""
+        if self.label is None:
+            scores = logits[:, 0]
+        else:
+            log_p = torch.log_softmax(logits, dim=-1)
+            others = torch.cat([log_p[:, : self.label], log_p[:, self.label + 1 :]], dim=-1).logsumexp(-1)
+            scores = log_p[:, self.label] - others
+            if self.output == "probability":
+                scores = scores.sigmoid()
+        return (scores - self.mean) / self.std
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Right-padded ids and their mask, both (B, T)."""
@@ -86,6 +123,111 @@ class TrainedReward:
         ids = [list(row) + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows]
         mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+
+OUTPUTS = ("log_odds", "probability")
+
+
+def _label_index(config: Any, label: str | None, path: str) -> int | None:
+    if config.num_labels == 1:
+        if label is not None:
+            raise ValueError(f"label is {label!r}, but reward model {path!r} has one score and no labels: leave it out")
+        return None
+    known = {str(name): int(index) for name, index in config.label2id.items()}
+    if label not in known:
+        raise ValueError(
+            f"label is {label!r}, and reward model {path!r} has {config.num_labels} outputs: expected one of "
+            f"{', '.join(known)}, whose probability is the reward"
+        )
+    return known[label]
+
+
+def normalise(
+    path: str | os.PathLike[str], conversations: Sequence[tuple[Conversation, Conversation]]
+) -> TrainedReward:
+    """Fit a saved reward model so that 0 is the mean of its scores of `conversations` and 1 their standard deviation;
+    of what a warm start says, reward 0 then means "as good as the warm start" (Ouyang et al. 2022). Kept in its
+    config.json.
+
+    Args:
+        conversations: prompt and completion of each.
+
+    Raises:
+        ValueError: all conversations have one score.
+    """
+    scores = TrainedReward(path, raw=True)(*(list(side) for side in zip(*conversations, strict=True)))
+    spread = statistics.pstdev(scores)
+    if not spread > 0:
+        raise ValueError(
+            f"reward model {path} gives {len(scores)} conversations one score, {scores[0]}: nothing to fit"
+        )
+    file = Path(path) / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config[NORMALISATION] = {"mean": statistics.fmean(scores), "std": spread}
+    writing = file.with_suffix(".writing")
+    writing.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(writing, file)
+    return TrainedReward(path)
+
+
+class EnsembleReward:
+    """mean − κ · standard deviation over several reward models (Coste et al. 2023): where they disagree, less.
+
+    Args:
+        paths: of the members; scores are compared with one another, so normalise each (`normalise`).
+        kappa: κ ≥ 0; 0 for the mean.
+        label, output, raw: of every member, see TrainedReward.
+
+    Raises:
+        ValueError: fewer than two members, κ below 0, or what TrainedReward says.
+    """
+
+    __name__ = "ensemble"
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        kappa: float = 1.0,
+        label: str | None = None,
+        output: str = "log_odds",
+        raw: bool = False,
+    ) -> None:
+        if len(paths) < 2:
+            raise ValueError(f"an ensemble has {len(paths)} members: expected at least 2")
+        if not (math.isfinite(kappa) and kappa >= 0):
+            raise ValueError(f"kappa is {kappa}: expected a finite number of at least 0")
+        self.members = [TrainedReward(path, label=label, output=output, raw=raw) for path in paths]
+        self.kappa = kappa
+
+    def __call__(
+        self,
+        prompts: Sequence[str | Conversation],
+        completions: Sequence[str | Conversation],
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        opinions = torch.tensor([member(prompts, completions) for member in self.members])  # (members, B)
+        spread = opinions.std(0, correction=0)
+        if log_metric is not None:
+            log_metric("reward/ensemble/mean", opinions.mean().item())
+            log_metric("reward/ensemble/std", spread.mean().item())
+        pessimistic: list[float] = (opinions.mean(0) - self.kappa * spread).tolist()
+        return pessimistic
+
+
+def member_paths(path: str | os.PathLike[str]) -> list[Path]:
+    """The members of a saved ensemble, a directory with `member-0`, `member-1`, …; none of a single model's."""
+    return sorted(Path(path).glob("member-*"), key=lambda each: int(each.name.partition("-")[2]))
+
+
+def load_trained(path: str | os.PathLike[str], **options: Any) -> TrainedReward | EnsembleReward:
+    """A saved reward model, or a directory that holds an ensemble of them.
+
+    Args:
+        options: see TrainedReward; `kappa` see EnsembleReward.
+    """
+    members = member_paths(path)
+    return EnsembleReward(members, **options) if members else TrainedReward(path, **options)
 
 
 def load_reward_tokenizer(path: str) -> PreTrainedTokenizerBase:

@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import RewardConfig, RewardTrainer
 
 from reward_models.trained import (
+    NORMALISATION,
     TrainedReward,
     context_length,
     encode_conversation,
@@ -62,7 +63,7 @@ def train_reward_model(
         model: directory or Hub id whose weights are the beginning, with a new head of one output; or a loaded
             classifier with one output.
         train_pairs, eval_pairs: rows with `chosen` and `rejected`, and `prompt` if those do not begin with it; lists
-            of messages, or texts.
+            of messages, or texts. A `margin` is by how much the chosen one should score higher (Touvron et al. 2023).
         output_dir: becomes an ordinary Hugging Face directory (safetensors, tokenizer), all at once at the end.
         config: fields of trl.RewardConfig. Conversations longer than `max_length`, or than the model's context, keep
             their end; the saved model is used with the same limit.
@@ -76,15 +77,12 @@ def train_reward_model(
         ValueError: no pairs, a missing column, unknown configuration, a tokenizer without chat template, or a loss or
             weight that is not finite, in which case nothing is saved.
     """
-    arguments = _arguments(config or {}, Path(output_dir))
+    arguments = training_arguments(config or {}, Path(output_dir))
     tokenizer = copy.deepcopy(tokenizer)  # it gets a pad token and a limit, which are not the caller's
     require_chat_and_padding(tokenizer)
     with quiet():
-        model = _classifier(model, tokenizer, arguments.seed)
-        limits = ((config or {}).get("max_length"), context_length(model.config, tokenizer))
-        limit = min((each for each in limits if each is not None), default=None)
-        if limit is not None:
-            tokenizer.model_max_length = limit  # saved with the model, so that it is used as it was trained
+        model = classifier(model, tokenizer, arguments.seed)
+        limit = set_limit(tokenizer, model, (config or {}).get("max_length"))
         train = encode_pairs(tokenizer, train_pairs, limit, "train_pairs")
         held_out = encode_pairs(tokenizer, eval_pairs, limit, "eval_pairs")
         trainer = RewardTrainer(
@@ -93,18 +91,18 @@ def train_reward_model(
             train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(held_out),
             processing_class=tokenizer,
-            callbacks=[*callbacks, _FiniteLoss()],
+            callbacks=[*callbacks, FiniteLoss()],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=resume)
-        _require_finite_weights(model, arguments.learning_rate)
+        require_finite_weights(model, arguments.learning_rate)
         if trainer.accelerator.is_main_process:
-            _save(model, tokenizer, Path(output_dir))
+            save_whole(model, tokenizer, Path(output_dir))
     PartialState().wait_for_everyone()
     return {**_judge(TrainedReward(output_dir), held_out), "history": list(trainer.state.log_history)}
 
 
-def _arguments(config: dict[str, Any], output: Path) -> RewardConfig:
+def training_arguments(config: dict[str, Any], output: Path) -> RewardConfig:
     known = [each.name for each in dataclasses.fields(RewardConfig)]
     for name in config:
         if name not in known:
@@ -116,14 +114,15 @@ def _arguments(config: dict[str, Any], output: Path) -> RewardConfig:
         # the newer name of the field; the older one warns
         fields.setdefault("activation_checkpointing", fields.pop("gradient_checkpointing"))
     fields["max_length"] = None  # encode_conversation has cut what is too long
-    fields["logging_nan_inf_filter"] = False  # it would log a mean in place of NaN, and hide it from _FiniteLoss
+    fields["logging_nan_inf_filter"] = False  # it would log a mean in place of NaN, and hide it from FiniteLoss
     return RewardConfig(**fields)
 
 
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Iterable[dict[str, Any]], max_length: int | None, name: str
-) -> list[dict[str, list[int]]]:
-    """Pairs as `chosen_ids` and `rejected_ids`; those that differ in nothing that the model sees are left out.
+) -> list[dict[str, Any]]:
+    """Pairs as `chosen_ids` and `rejected_ids`, and their `margin` where they have one; those that differ in nothing
+    that the model sees are left out.
 
     Args:
         name: what errors call the pairs.
@@ -144,7 +143,11 @@ def encode_pairs(
             for column in ("chosen", "rejected")
         ]
         if ids[0] != ids[1]:
-            rows.append({"chosen_ids": ids[0], "rejected_ids": ids[1]})
+            margin = {} if pair.get("margin") is None else {"margin": _margin(pair["margin"], f"{name}[{number}]")}
+            rows.append({"chosen_ids": ids[0], "rejected_ids": ids[1], **margin})
+    with_margin = sum("margin" in row for row in rows)
+    if with_margin not in (0, len(rows)):
+        raise ValueError(f"{name} has a margin in {with_margin} of {len(rows)} pairs: expected all or none")
     if not rows:
         raise ValueError(
             f"{name} has no pair whose two sides differ within max_length={max_length}: expected at least one"
@@ -152,21 +155,40 @@ def encode_pairs(
     return rows
 
 
-def _classifier(
-    model: str | os.PathLike[str] | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
+def _margin(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{where} has the margin {value!r}: expected a finite number")
+    return float(value)
+
+
+def set_limit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, wanted: int | None) -> int | None:
+    """Longest conversation in tokens: as wanted, or what the model takes, whichever is less."""
+    limits = (wanted, context_length(model.config, tokenizer))
+    limit = min((each for each in limits if each is not None), default=None)
+    if limit is not None:
+        tokenizer.model_max_length = limit  # saved with the model, so that it is used as it was trained
+    return limit
+
+
+def classifier(
+    model: str | os.PathLike[str] | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int, num_labels: int = 1
 ) -> PreTrainedModel:
+    """A classifier of so many outputs; from a directory or Hub id its head is new."""
     if isinstance(model, str | os.PathLike):
         torch.manual_seed(seed)  # of the new head
         model = AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=1, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            model, num_labels=num_labels, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
-    if model.config.num_labels != 1:
-        raise ValueError(f"the model has {model.config.num_labels} outputs: expected one score (num_labels=1)")
+    if model.config.num_labels != num_labels:
+        wanted = "one score (num_labels=1)" if num_labels == 1 else f"num_labels={num_labels}"
+        raise ValueError(f"the model has {model.config.num_labels} outputs: expected {wanted}")
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if hasattr(model.config, NORMALISATION):  # of the weights it begins with
+        delattr(model.config, NORMALISATION)
     return model
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Write beside the place, then take it: nobody sees half a model."""
     writing = output.with_name(f"{output.name}.writing")
     shutil.rmtree(writing, ignore_errors=True)
@@ -176,7 +198,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Pa
     os.replace(writing, output)
 
 
-def _judge(reward: TrainedReward, pairs: list[dict[str, list[int]]]) -> dict[str, Any]:
+def _judge(reward: TrainedReward, pairs: list[dict[str, Any]]) -> dict[str, Any]:
     scores = reward.score_ids([ids for pair in pairs for ids in (pair["chosen_ids"], pair["rejected_ids"])])
     margins = [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
     right = sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins)
@@ -184,7 +206,7 @@ def _judge(reward: TrainedReward, pairs: list[dict[str, list[int]]]) -> dict[str
     return {"accuracy": right / len(margins), "accuracy_interval": (float(interval.low), float(interval.high))}
 
 
-class _FiniteLoss(TrainerCallback):
+class FiniteLoss(TrainerCallback):
     """A reward model whose loss was not finite is never saved."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -197,7 +219,7 @@ class _FiniteLoss(TrainerCallback):
                 )
 
 
-def _require_finite_weights(model: PreTrainedModel, learning_rate: float) -> None:
+def require_finite_weights(model: PreTrainedModel, learning_rate: float) -> None:
     """The last step's gradient is in the weights, but in no loss."""
     for name, weights in model.named_parameters():
         if not torch.isfinite(weights).all():

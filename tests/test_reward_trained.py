@@ -144,7 +144,7 @@ def test_padding_with_the_end_token_changes_no_score(tmp_path: Path) -> None:
 
 
 def test_several_outputs_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has 3 outputs: expected one score"):
+    with pytest.raises(ValueError, match="has 3 outputs: expected one of LABEL_0, LABEL_1, LABEL_2"):
         TrainedReward(save_causal(tmp_path, num_labels=3))
 
 
