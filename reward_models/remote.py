@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +25,8 @@ RETRIED = (408, 425, 429, 500, 502, 503, 504)
 """Statuses after which the same request may succeed."""
 LONGEST_ANSWER = 64 * 2**20
 """Bytes of an answer that are read at most."""
+LONGEST_REFUSAL = 2**16
+"""The same where the server refuses."""
 SHOWN = 200
 """Characters of an answer that an error shows."""
 LONGEST_WAIT = 60.0
@@ -40,6 +44,14 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *arguments: Any) -> None:
         return None  # the status stays what it is, an HTTPError
+
+
+class _Refusal(Exception):
+    """A status that is none of success; `str` says what the server did."""
+
+    def __init__(self, status: int, wait: float, what: str) -> None:
+        super().__init__(what)
+        self.status, self.wait = status, wait
 
 
 _OPENER = urllib.request.build_opener(_NoRedirect)
@@ -73,7 +85,7 @@ class RemoteReward:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"url is {url!r}: expected http://host:port/path")
+            raise ValueError(f"url is {_address(url)!r}: expected http://host:port/path")
         if parts.username or parts.password:
             raise ValueError("url holds a user or password: put them into an environment variable, see `authorization`")
         if batch_size < 1 or retries < 0 or not timeout > 0:
@@ -85,10 +97,15 @@ class RemoteReward:
             raise ValueError(
                 f"authorization is {authorization!r}: there is no such environment variable, or it is empty"
             )
+        if authorization is not None and not _is_header(os.environ[authorization]):
+            raise ValueError(
+                f"authorization is {authorization!r}: that environment variable's value has a line break or another "
+                "character that no header may have"
+            )
         self.url, self.batch_size, self.timeout, self.retries = url, batch_size, timeout, retries
         self.authorization, self.score_key = authorization, score_key
         self.__name__ = parts.hostname
-        self._shown_url = _without_query(url)
+        self._shown_url = _address(url)
 
     def __call__(
         self,
@@ -140,69 +157,100 @@ class RemoteReward:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.authorization is not None:
             headers["Authorization"] = os.environ[self.authorization]
-        what, wait = "", 0.0
+        what, pause = "", 0.0
         for attempt in range(self.retries + 1):
-            time.sleep(wait)
-            wait = 0.5 * 2**attempt
-            request = urllib.request.Request(self.url, body, headers, method="POST")
+            time.sleep(pause)
+            pause = 0.5 * 2**attempt
             try:
-                return self._answer(request)
-            except urllib.error.HTTPError as error:
-                with error:
-                    what = self._refusal(error)
-                if error.code not in RETRIED:
+                return self._within_timeout(urllib.request.Request(self.url, body, headers, method="POST"))
+            except _Refusal as refusal:
+                what = str(refusal)
+                if refusal.status not in RETRIED:
                     raise RemoteRewardError(f"{self._shown_url} answered with {what}") from None
-                wait = max(wait, _asked_to_wait(error.headers.get("Retry-After")))
+                pause = max(pause, refusal.wait)
             except (OSError, EOFError) as error:  # refused, reset, closed, timed out
                 what = f"{type(error).__name__}: {error}"
             except Exception as error:
                 if not type(error).__module__.startswith("http"):
                     raise
-                what = f"{type(error).__name__}: {error}"  # closed in the middle of an answer
+                what = f"{type(error).__name__}: {self._shown(str(error))}"  # closed amid an answer, or no HTTP at all
         raise RemoteRewardError(f"{self._shown_url} failed {self.retries + 1} times; the last time with {what}")
 
-    def _answer(self, request: urllib.request.Request) -> bytes:
-        """The whole answer, within `timeout` seconds: a server that sends a byte now and then is late all the same."""
+    def _within_timeout(self, request: urllib.request.Request) -> bytes:
+        """The whole answer, in time. In a thread, which can be left: a socket's timeout is that of a single read, so a
+        server that sends a byte now and then, in its headers too, would hold us for as long as it likes."""
         until = time.monotonic() + self.timeout
-        parts, size = [], 0
-        with _OPENER.open(request, timeout=self.timeout) as answer:
-            while part := answer.read1(2**16):
-                parts.append(part)
-                size += len(part)
-                if size > LONGEST_ANSWER:
-                    raise RemoteRewardError(f"{self._shown_url} answered with more than {LONGEST_ANSWER} bytes")
-                if time.monotonic() > until:
-                    raise TimeoutError(f"no whole answer within {self.timeout:g} s")
-            if answer.length:  # bytes that were promised and did not come
-                raise ConnectionError("the answer was cut off")
-        return b"".join(parts)
+        done: Future[bytes] = Future()
 
-    def _refusal(self, error: urllib.error.HTTPError) -> str:
-        if 300 <= error.code < 400:
-            where = _without_query(error.headers.get("Location") or "nowhere")
-            return f"status {error.code}, a redirect to {self._without_secret(where)!r}: if you trust it, set url to it"
+        def work() -> None:
+            try:
+                done.set_result(self._answer(request, until))
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=work, name="remote reward", daemon=True).start()
+        if not wait([done], self.timeout).done:
+            raise TimeoutError(f"no whole answer within {self.timeout:g} s")
+        return done.result()
+
+    def _answer(self, request: urllib.request.Request, until: float) -> bytes:
         try:
-            said = error.read(SHOWN)
+            with _OPENER.open(request, timeout=self.timeout) as answer:
+                content = _read(answer, LONGEST_ANSWER + 1, until)
+                if len(content) > LONGEST_ANSWER:
+                    raise RemoteRewardError(f"{self._shown_url} answered with more than {LONGEST_ANSWER} bytes")
+                if answer.length:  # bytes that were promised and did not come
+                    raise ConnectionError("the answer was cut off")
+                return content
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._refusal(error, until) from None
+
+    def _refusal(self, error: urllib.error.HTTPError, until: float) -> _Refusal:
+        what = f"status {error.code}"
+        if 300 <= error.code < 400:
+            where = self._without_secret(_address(error.headers.get("Location") or "nowhere"))
+            return _Refusal(error.code, 0.0, f"{what}, a redirect to {where!r}: if you trust it, set url to it")
+        try:
+            # more than is shown: half a secret at the end of what was read would not be known as one
+            said = _read(error, LONGEST_REFUSAL, until)
         except OSError:
             said = b""
-        return f"status {error.code}: {self._shown(said)}"
+        return _Refusal(error.code, _asked_to_wait(error.headers.get("Retry-After")), f"{what}: {self._shown(said)}")
 
-    def _shown(self, text: bytes) -> str:
+    def _shown(self, said: bytes | str) -> str:
         """The beginning of what a server said, for an error."""
-        return repr(self._without_secret(text.decode(errors="replace"))[:SHOWN])
+        text = said if isinstance(said, str) else said.decode(errors="replace")
+        return repr(self._without_secret(text)[:SHOWN])
 
     def _without_secret(self, text: str) -> str:
         """A server that repeats the secret does not spread it."""
         secret = os.environ.get(self.authorization or "", "")
         for part in (secret, *secret.split()[1:]):  # "Bearer TOKEN": the token alone is no less secret
-            if part:
-                text = text.replace(part, "***")
+            for written in filter(None, (part, json.dumps(part)[1:-1])):  # also as it stands in JSON
+                text = text.replace(written, "***")
         return text
 
 
-def _without_query(url: str) -> str:
-    """The address alone: keys stand in queries at times."""
-    return url.partition("?")[0].partition("#")[0]
+def _address(url: str) -> str:
+    """scheme://host:port/path alone: keys stand in queries at times, and passwords before the host."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _is_header(value: str) -> bool:
+    return value.isprintable() and value.isascii()
+
+
+def _read(answer: Any, most: int, until: float) -> bytes:
+    """At most so many bytes, in pieces, so that the clock is looked at between them."""
+    parts, left = [], most
+    while left > 0 and (part := answer.read1(min(left, 2**16))):
+        parts.append(part)
+        left -= len(part)
+        if time.monotonic() > until:
+            raise TimeoutError("the answer went on for too long")  # nobody waits for it any more
+    return b"".join(parts)
 
 
 def _asked_to_wait(retry_after: str | None) -> float:

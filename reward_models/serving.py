@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,6 +19,8 @@ from reward_models.protocol import Reward
 
 PATH = "/get_reward"
 HEALTH = "/health"
+SHOWN = 100
+"""Characters of a wrong value that an error shows."""
 
 
 class _Refused(Exception):
@@ -35,7 +37,7 @@ def make_app(reward: Reward, max_request_bytes: int = 16 * 2**20, max_episodes: 
     """
     one_at_a_time = threading.Lock()
 
-    def score(episodes: tuple[list[Any], list[Any], dict[str, list[Any]]]) -> Sequence[float | None]:
+    def score(episodes: tuple[list[Any], list[Any], dict[str, list[Any]]]) -> Any:
         prompts, completions, columns = episodes
         with one_at_a_time:
             return reward(prompts=prompts, completions=completions, **columns)
@@ -71,18 +73,28 @@ def serve(reward: Reward, host: str, port: int, max_request_bytes: int) -> None:
     uvicorn.run(make_app(reward, max_request_bytes), host=host, port=port, log_level="warning")
 
 
-def _checked(scores: Sequence[Any], count: int) -> list[float | None]:
+def _checked(scores: Any, count: int) -> list[float | None]:
     """One number or None for each episode. What is neither is a failure: told as null it would be no reward."""
+    if isinstance(scores, str | bytes | Mapping) or not hasattr(scores, "__len__"):
+        raise TypeError(f"gave {_short(scores)}: expected a list of {count} numbers")
     if len(scores) != count:
         raise ValueError(f"gave {len(scores)} values for {count} episodes: expected one for each")
-    for row, score in enumerate(scores):
-        if score is None:
-            continue
-        if isinstance(score, str | bytes) or not hasattr(score, "__float__"):
-            raise TypeError(f"gave {score!r} for episode {row}: expected a number or None")
-        if not math.isfinite(float(score)):
-            raise ValueError(f"gave {float(score)} for episode {row}: expected a finite number or None")
-    return [None if score is None else float(score) for score in scores]
+    return [None if score is None else _number(score, row) for row, score in enumerate(scores)]
+
+
+def _number(score: Any, row: int) -> float:
+    try:
+        number = float("text" if isinstance(score, str | bytes) else score)  # float("1") would hide a mistake
+    except Exception:
+        raise TypeError(f"gave {_short(score)} for episode {row}: expected a number or None") from None
+    if not math.isfinite(number):
+        raise ValueError(f"gave {number} for episode {row}: expected a finite number or None")
+    return number
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 async def _body(request: Request, most: int) -> bytes:

@@ -159,7 +159,7 @@ def test_a_redirect_takes_the_secret_nowhere(monkeypatch):
 
         def redirect(handler, request):
             handler.send_response(302)
-            handler.send_header("Location", elsewhere + "?key=hidden")
+            handler.send_header("Location", elsewhere.replace("//", "//me:hidden@") + "?key=hidden")
             handler.end_headers()
 
         with server(redirect) as (url, _), pytest.raises(RemoteRewardError, match="status 302, a redirect to") as error:
@@ -181,14 +181,56 @@ def test_no_error_shows_the_secret(monkeypatch, status):
     assert "secret" not in str(error.value) and "hidden" not in str(error.value)
 
 
-def test_a_dribble_is_late():
+def test_no_part_of_the_secret_is_shown_where_a_text_is_cut(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", 'Bearer a"secret')
+
+    def cut_in_it(handler, request):
+        send(handler, b"x" * 195 + b'a"secret', 403)
+
+    def as_json(handler, request):
+        send(handler, {"error": 'a"secret'}, 403)
+
+    def no_http(handler, request):
+        handler.wfile.write(b'a"secret\r\n\r\n')
+
+    for answer in (cut_in_it, as_json, no_http):
+        with server(answer) as (url, _), pytest.raises(RemoteRewardError, match=r"\*\*\*") as error:
+            RemoteReward(url, authorization="MY_TOKEN", retries=0)(prompts=PROMPTS, completions=SAID)
+        assert "sec" not in str(error.value)
+    monkeypatch.setenv("MY_TOKEN", "Bearer secret\n")
+    with pytest.raises(ValueError, match="'MY_TOKEN': that environment variable's value has a line break") as error:
+        RemoteReward("http://host/", authorization="MY_TOKEN")
+    assert "secret" not in str(error.value)
+
+
+def no_headers(handler):
+    pass
+
+
+def some_headers(handler):
+    handler.send_response(200)
+    handler.flush_headers()
+
+
+def all_headers(handler, status=200):
+    handler.send_response(status)
+    handler.send_header("Content-Length", "100")
+    handler.end_headers()
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [no_headers, some_headers, all_headers, lambda handler: all_headers(handler, 403)],
+    ids=["status line", "headers", "body", "refusal"],
+)
+def test_a_dribble_is_late(begin):
     def dribble(handler, request):
-        handler.send_response(200)
-        handler.send_header("Content-Length", "100")
-        handler.end_headers()
-        for _ in range(100):
-            handler.wfile.write(b" ")
-            handler.wfile.flush()
+        begin(handler)
+        for _ in range(30):
+            try:
+                handler.wfile.write(b" ")
+            except OSError:  # nobody listens any more
+                return
             time.sleep(0.1)
 
     with server(dribble) as (url, _), pytest.raises(RemoteRewardError, match=r"no whole answer within 0\.4 s"):
@@ -223,7 +265,7 @@ def test_retry_after(header, seconds):
 @pytest.mark.parametrize(
     ("url", "kwargs", "words"),
     [
-        ("http:///x", {}, "expected http://host:port/path"),
+        ("http:///x?key=secret", {}, "expected http://host:port/path"),
         ("http://me:secret@host/", {}, "environment variable"),
         ("http://host/", {"authorization": "NO_SUCH_VARIABLE"}, "no such environment variable"),
         ("http://host/", {"batch_size": 0}, "batch_size"),
@@ -317,7 +359,10 @@ def test_a_request_that_is_none_is_refused_and_a_reward_that_fails_is_no_reward(
         ([float("-inf"), 1.0], "gave -inf for episode 0"),
         ([1.0], "gave 1 values for 2 episodes"),
         ([1.0, "2.0"], "gave '2.0' for episode 1"),
-        ([1.0, [2.0]], r"gave [2.0] for episode 1"),
+        ([1.0, [2.0]], "gave [2.0] for episode 1: expected a number"),
+        ([10**400, 1.0], "for episode 0: expected a number"),
+        ({0: 1.0, 1: 1.0}, "expected a list of 2 numbers"),
+        (None, "gave None: expected a list of 2 numbers"),
     ],
 )
 def test_the_server_tells_of_a_reward_that_is_none(scores, words):
