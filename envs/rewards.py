@@ -139,8 +139,10 @@ def _outcomes(
     try:
         outcomes = _listed(call(**_arguments(episodes, columns)), name, len(episodes))
     except Exception as error:
-        # what has a kind, such as a wrong count, or comes from outside is no single episode's doing
-        if len(episodes) > 1 and not isinstance(error, OSError) and not hasattr(error, "kind"):
+        # what has a kind, such as a wrong count, or comes from outside is no single episode's doing; a call that was
+        # killed for its timeout is, though it is an OSError too
+        outside = hasattr(error, "kind") or (isinstance(error, OSError) and not hasattr(error, "each_alone"))
+        if len(episodes) > 1 and not outside:
             yield from _each_alone(reward, name, episodes, columns, stop, error)
             return
         outcomes = [error] * len(episodes)
@@ -226,9 +228,14 @@ def _raised(error: BaseException) -> tuple[str, str]:
     kind = getattr(error, "kind", "timeout" if isinstance(error, TimeoutError) else "exception")
     if isinstance(error, WrongCount | WrongType):
         return kind, str(error)
-    place = traceback.extract_tb(error.__traceback__)[-1:]
-    where = f" ({place[0].filename}, line {place[0].lineno})" if place else ""
-    return kind, f"raised {type(error).__name__}: {error}{where}"
+    return kind, f"raised {type(error).__name__}: {error}{_place(error)}"
+
+
+def _place(error: BaseException) -> str:
+    """The line that raised it; what comes from another process says so itself."""
+    trace = traceback.extract_tb(error.__traceback__)[-1:]
+    place = getattr(error, "place", f"{trace[0].filename}, line {trace[0].lineno}" if trace else "")
+    return f" ({place})" if place else ""
 
 
 def _short(value: Any) -> str:

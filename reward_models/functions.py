@@ -13,6 +13,7 @@ from typing import Any
 
 from reward_models import shipped, text_metrics
 from reward_models.calling import as_reward, nearest
+from reward_models.isolated import isolated_reward
 from reward_models.protocol import Reward
 from reward_models.remote import RemoteReward
 
@@ -43,39 +44,59 @@ def _first_line(function: Any) -> str:
 
 
 def load_reward(
-    spec: str, kwargs: Mapping[str, Any] | None = None, *, concurrency: int | None = None, timeout: float | None = None
+    spec: str,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    concurrency: int | None = None,
+    timeout: float | None = None,
+    isolated: bool = False,
 ) -> Reward:
     """The reward that `spec` names: a shipped one, an entry point of group "rlobj.rewards", "package.module:name",
     "path/to/file.py:name", the directory of a trained reward model, or the http:// address of a server
-    (`reward_models.remote`). The other arguments
-    are those of `reward_models.calling.as_reward`.
+    (`reward_models.remote`).
+
+    Args:
+        kwargs, concurrency, timeout: those of `reward_models.calling.as_reward`.
+        isolated: whether a function is called in processes of its own, which are killed after `timeout`
+            (`reward_models.isolated`). A server is another process already; a reward model stays in this one.
 
     Raises:
-        ValueError: nothing is there under this name; the nearest name is given. Or `kwargs` do not fit it.
+        ValueError: nothing is there under this name; the nearest name is given. Or `kwargs` do not fit it, or isolated
+            without a timeout.
         TypeError: what is there cannot be called.
     """
-    found = _find(spec)
+    found = _server_or_model(spec)
+    if found is not None:
+        return as_reward(found, kwargs, concurrency=concurrency, timeout=timeout)
+    found = _function(spec)
     if not callable(found):
         raise TypeError(
             f"reward {spec!r} is {found!r}: expected a function (prompts, completions, **columns) -> list of float"
         )
-    return as_reward(found, kwargs, concurrency=concurrency, timeout=timeout)
+    reward = as_reward(found, kwargs, concurrency=concurrency, timeout=timeout)
+    return isolated_reward(reward, spec, kwargs, concurrency, timeout) if isolated else reward
 
 
-def _find(spec: str) -> Any:
+def _server_or_model(spec: str) -> Callable[..., Any] | None:
     if spec.startswith(("http://", "https://")):
         return functools.partial(RemoteReward, spec)
+    if ":" in spec or spec in SHIPPED:
+        return None
+    if (Path(spec) / "config.json").is_file():
+        from reward_models.trained import TrainedReward
+
+        return functools.partial(TrainedReward, spec)
+    if (Path(spec) / "member-0").is_dir():
+        from reward_models.trained import EnsembleReward, member_paths
+
+        return functools.partial(EnsembleReward, member_paths(spec))
+    return None
+
+
+def _function(spec: str) -> Any:
     if ":" not in spec:
         if spec in SHIPPED:
             return SHIPPED[spec]
-        if (Path(spec) / "config.json").is_file():
-            from reward_models.trained import TrainedReward
-
-            return functools.partial(TrainedReward, spec)
-        if (Path(spec) / "member-0").is_dir():
-            from reward_models.trained import EnsembleReward, member_paths
-
-            return functools.partial(EnsembleReward, member_paths(spec))
         installed = entry_points(group=GROUP)
         if spec in installed.names:
             return installed[spec].load()

@@ -75,6 +75,8 @@ class RewardConfig:
     """calls of the function at the same time; null: 16 where it is async and scores one episode, else 1"""
     timeout: float | None = None
     """seconds for one call of the function; null waits for ever"""
+    isolated: bool = False
+    """call the function in a process of its own, which is killed after the timeout: a CPU loop ends in no other way"""
     model: str | None = None
     """reward model directory or hub id; null trains one"""
     pairs: int = 1500

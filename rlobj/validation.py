@@ -274,7 +274,9 @@ def composed(reward: RewardConfig) -> Reward:
 
     return compose(
         reward.compose,
-        lambda name, kwargs: load_reward(name, kwargs, concurrency=reward.concurrency, timeout=reward.timeout),
+        lambda name, kwargs: load_reward(
+            name, kwargs, concurrency=reward.concurrency, timeout=reward.timeout, isolated=reward.isolated
+        ),
     )
 
 
@@ -289,6 +291,16 @@ def _check_reward_function(reward: RewardConfig) -> None:
     for name in ("concurrency", "timeout"):
         if (value := getattr(reward, name)) is not None:
             _at_least(f"reward.{name}", value, 0, above=True)
+    if reward.isolated and reward.function is not None:
+        raise ValueError(
+            f"reward.isolated is true with reward.function {reward.function!r}: expected --reward.compose "
+            f"'{{reward: {reward.function}}}' (kwargs beside it), whose parts have processes of their own"
+        )
+    if reward.isolated and (reward.kind != "function" or reward.timeout is None):
+        raise ValueError(
+            f"reward.isolated is true, reward.kind is {reward.kind!r} and reward.timeout is {reward.timeout}: expected "
+            "--reward.kind function and --reward.timeout SECONDS, after which a call's process is killed"
+        )
     if reward.compose:
         if reward.kind != "function" or reward.function is not None:
             raise ValueError("reward.compose needs reward.kind function, and takes the place of reward.function")

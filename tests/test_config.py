@@ -205,6 +205,16 @@ def test_composed_rewards() -> None:
     assert "takes the place of reward.function" in both
 
 
+def test_isolated_rewards() -> None:
+    composed = ["--reward.kind", "function", "--reward.compose", "{reward: success}", "--reward.isolated", "true"]
+    assert validate(load_recipe("customer-service", [*composed, "--reward.timeout", "2"])).reward.isolated
+    assert "reward.timeout is None: expected --reward.kind function" in refusal("customer-service", *composed)
+    told = refusal("customer-service", "--reward.isolated", "true", "--reward.timeout", "2")
+    assert "reward.isolated is true, reward.kind is 'trained'" in told
+    function = ["--reward.kind", "function", "--reward.function", "success", *composed[-2:], "--reward.timeout", "2"]
+    assert "--reward.compose '{reward: success}'" in refusal("customer-service", *function)
+
+
 def test_policy_for_rewards_that_fail() -> None:
     config = load_recipe("customer-service", ["--reward.on_error", "penalise", "--reward.penalty", "-2"])
     assert validate(config).reward.on_failure == -2.0
