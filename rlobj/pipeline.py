@@ -273,7 +273,13 @@ class _Run:
             return composed(wanted), str(wanted.compose)
         if wanted.kind == "function":
             assert wanted.function is not None
-            reward = load_reward(wanted.function, wanted.kwargs, concurrency=wanted.concurrency, timeout=wanted.timeout)
+            reward = load_reward(
+                wanted.function,
+                wanted.kwargs,
+                concurrency=wanted.concurrency,
+                timeout=wanted.timeout,
+                isolated=wanted.isolated,
+            )
             return reward, wanted.function + (str(wanted.kwargs) if wanted.kwargs else "") + _code_of(wanted.function)
         if wanted.model is not None:
             return TrainedReward(wanted.model), wanted.model

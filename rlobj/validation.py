@@ -291,11 +291,6 @@ def _check_reward_function(reward: RewardConfig) -> None:
     for name in ("concurrency", "timeout"):
         if (value := getattr(reward, name)) is not None:
             _at_least(f"reward.{name}", value, 0, above=True)
-    if reward.isolated and reward.function is not None:
-        raise ValueError(
-            f"reward.isolated is true with reward.function {reward.function!r}: expected --reward.compose "
-            f"'{{reward: {reward.function}}}' (kwargs beside it), whose parts have processes of their own"
-        )
     if reward.isolated and (reward.kind != "function" or reward.timeout is None):
         raise ValueError(
             f"reward.isolated is true, reward.kind is {reward.kind!r} and reward.timeout is {reward.timeout}: expected "

@@ -212,7 +212,7 @@ def test_isolated_rewards() -> None:
     told = refusal("customer-service", "--reward.isolated", "true", "--reward.timeout", "2")
     assert "reward.isolated is true, reward.kind is 'trained'" in told
     function = ["--reward.kind", "function", "--reward.function", "success", *composed[-2:], "--reward.timeout", "2"]
-    assert "--reward.compose '{reward: success}'" in refusal("customer-service", *function)
+    assert validate(load_recipe("customer-service", function)).reward.isolated
 
 
 def test_policy_for_rewards_that_fail() -> None:
