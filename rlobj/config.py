@@ -234,6 +234,8 @@ class RunConfig:
     """seed of everything random"""
     output_dir: str = "runs"
     """folder of all runs"""
+    on_change: Literal["refuse", "continue", "restart"] = "refuse"
+    """a stage is half done with other inputs: say what differs and refuse, go on from there, or begin it again"""
 
     @property
     def policy_seed(self) -> int:

@@ -2,6 +2,7 @@
 
 Each stage writes one directory under the run's and is not run again while its inputs stay the same; a stage that was
 interrupted goes on from its newest checkpoint. Every process of a distributed launch walks through the same stages.
+Whether what is begun may be gone on with is settled before the first stage (`rlobj.stages`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,10 @@ from rlobj.runs import (
     atomic_write_text,
     content_digest,
     graceful_signals,
-    is_done,
     mark_done,
     read_outputs,
-    stage_key,
 )
+from rlobj.stages import Stage, check_half_done, make_ready
 from rlobj.supervised import SupervisedRow, quiet, warm_start
 from rlobj.tasks import MODEL_USER, Task, make_task
 from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
@@ -67,6 +67,7 @@ def run(config: RunConfig) -> Path:
 
     Raises:
         ValueError: the configuration or its data are not usable, before anything is trained.
+        InputsChanged: a stage is half done with other inputs, and config.on_change is "refuse".
         Interrupted: asked to stop by a signal; the same command goes on.
     """
     validate(config)
@@ -82,15 +83,15 @@ def prepare(config: RunConfig) -> dict[str, str]:
     Returns: settings with which other runs begin where these stages end.
 
     Raises:
-        ValueError, Interrupted: as `run`.
+        ValueError, InputsChanged, Interrupted: as `run`.
     """
     validate(config)
     this = _Run(config, make_task(config))
     this.stage_count = 1 + this.trains_reward
     with graceful_signals() as this.stop:
-        this.begin()
-        warm_key = this.warm_start()
-        this.reward(warm_key)
+        this.begin([this.warm_stage(), *this.reward_stages()])
+        this.warm_start()
+        this.reward()
     shared = {"policy.model": str(this.directory / "warm_start"), "warm_start.epochs": "0"}
     if this.trains_reward:
         shared["reward.model"] = str(this.directory / "reward_model")
@@ -123,25 +124,30 @@ class _Run:
     def __init__(self, config: RunConfig, task: Task) -> None:
         self.config, self.task = config, task
         self.directory = Path(config.output_dir) / config.name
-        self.main = PartialState().is_main_process
+        self.main, self.processes = PartialState().is_main_process, PartialState().num_processes
         self.stop: Any = None
         self.trains_reward = config.reward.kind == "trained" and config.reward.model is None
         self.stage_count = 4 + len(config.objective.lambdas) - (config.reward.kind != "trained")
         self.stage_number = 0
         self._encoded: tuple[list[SupervisedRow], list[SupervisedRow]] | None = None
 
-    def begin(self) -> None:
+    def begin(self, stages: Sequence[Stage]) -> None:
+        check_half_done(stages, self.config.on_change, self.processes)
+        PartialState().wait_for_everyone()
         if self.main:
             self.directory.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(self.directory / "config.yaml", dump(self.config))
+            # what to do about a change is said for this once
+            atomic_write_text(self.directory / "config.yaml", dump(replace(self.config, on_change="refuse")))
         self._grpo_config(self.directory)  # what TRL would refuse is refused now, before hours of other stages
 
     def all_stages(self) -> Path:
-        self.begin()
-        warm_key = self.warm_start()
-        reward, reward_key = self.reward(warm_key)
-        keys = {lam: self.policy(lam, reward, f"{warm_key}{reward_key}") for lam in self.config.objective.lambdas}
-        evaluation = self.evaluation(reward, [warm_key, reward_key, *keys.values()])
+        policies = [self.policy_stage(lam) for lam in self.config.objective.lambdas]
+        self.begin([self.warm_stage(), *self.reward_stages(), *policies])
+        self.warm_start()
+        reward = self.reward()
+        for lam in self.config.objective.lambdas:
+            self.policy(lam, reward)
+        evaluation = self.evaluation(reward, [stage.key for stage in policies])
         path = self.report(evaluation)
         if self.main:
             say("")
@@ -151,42 +157,27 @@ class _Run:
                 say(f"talk to one with: rlobj chat {self.directory}")
         return path
 
-    def _stage(self, directory: Path, what: str, inputs: Any, work: Callable[[], dict[str, Any]]) -> str:
-        """Run `work` unless `directory` holds what the same inputs made; return the stage's key."""
+    def _do(self, stage: Stage, work: Callable[[], dict[str, Any]]) -> None:
+        """Run `work` unless the stage's directory holds what the same inputs made."""
         self.stage_number += 1
-        key = stage_key({"version": __version__, "inputs": inputs})
-        heading = f"[{self.stage_number}/{self.stage_count}] {what}"
-        if is_done(directory, key):
+        heading = f"[{self.stage_number}/{self.stage_count}] {stage.what}"
+        if stage.done:
             say(f"{heading}: done before, inputs unchanged")
-            return key
+            return
         say(heading)
         if self.main:
-            self._forget_other_checkpoints(directory, key)
+            make_ready(stage, self.directory, self.config.on_change, self.processes)
         PartialState().wait_for_everyone()
         outputs = work()
         if self.main:
-            mark_done(directory, key, outputs)
-            shutil.rmtree(self._checkpoints(directory), ignore_errors=True)
+            mark_done(stage.directory, stage.key, outputs, stage.inputs)
+            shutil.rmtree(stage.checkpoints, ignore_errors=True)
         PartialState().wait_for_everyone()
         if "says" in outputs:
             say(f"  {outputs['says']}")
-        return key
 
-    def _checkpoints(self, directory: Path) -> Path:
-        return directory.parent / "checkpoints" / directory.name
-
-    def _forget_other_checkpoints(self, directory: Path, key: str) -> None:
-        """Checkpoints of a stage whose inputs have changed since must not be gone on with."""
-        folder = self._checkpoints(directory)
-        marker = folder / "stage-key"
-        if folder.exists() and not (marker.exists() and marker.read_text() == key):
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(marker, key)
-
-    def _resume(self, directory: Path) -> str | None:
-        folder = self._checkpoints(directory)
-        newest, damaged = newest_whole_checkpoint(folder)
+    def _resume(self, stage: Stage) -> str | None:
+        newest, damaged = newest_whole_checkpoint(stage.checkpoints)
         for path in damaged:
             say(f"  {path.name} was not written to its end, and is removed")
             if self.main:
@@ -205,8 +196,21 @@ class _Run:
 
     # Stages -----------------------------------------------------------------------------------------------------
 
-    def warm_start(self) -> str:
-        config, directory = self.config, self.directory / "warm_start"
+    def warm_stage(self) -> Stage:
+        config = self.config
+        inputs = {
+            "rlobj": __version__,
+            **_named("policy", asdict(config.policy)),
+            **_named("env", asdict(config.env)),
+            **_named("data", asdict(config.data)),
+            **_named("warm_start", asdict(config.warm_start)),
+            "seed": config.seed,
+            **_contents(config),
+        }
+        return Stage(self.directory / "warm_start", "warm start: supervised training on labelled data", inputs)
+
+    def warm_start(self) -> None:
+        config, stage = self.config, self.warm_stage()
 
         def work() -> dict[str, Any]:
             policy, tokenizer = self._new_policy()
@@ -215,28 +219,20 @@ class _Run:
                 policy,
                 tokenizer,
                 rows,
-                directory,
+                stage.directory,
                 epochs=config.warm_start.epochs,
                 learning_rate=config.warm_start.learning_rate,
                 batch_size=config.warm_start.batch_size,
                 seed=config.seed,
                 trl=config.warm_start.trl,
                 callbacks=self._callbacks("supervised", {"loss": "ℓ"}),
-                resume=self._resume(directory),
+                resume=self._resume(stage),
             )
             self._stop_if_asked()
             parameters = sum(p.numel() for p in policy.parameters())
             return {"history": history, "says": f"{parameters:,} parameters, {len(rows)} labelled rows"}
 
-        inputs = [
-            asdict(config.policy),
-            asdict(config.env),
-            asdict(config.data),
-            asdict(config.warm_start),
-            config.seed,
-            _fingerprints(config),
-        ]
-        return self._stage(directory, "warm start: supervised training on labelled data", inputs, work)
+        self._do(stage, work)
 
     def _new_policy(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         made, labels = self.config.policy, self.task.label_names
@@ -265,25 +261,45 @@ class _Run:
         labels = self.task.label_names
         return load_causal(directory) if labels is None else as_one_token_policy(load_encoder(directory, labels))
 
-    def reward(self, warm_key: str) -> tuple[Any, str]:
+    def reward_inputs(self) -> dict[str, Any]:
+        wanted = self.config.reward
+        inputs: dict[str, Any] = {"reward.kind": wanted.kind}
+        if self.trains_reward:
+            inputs |= {"reward.pairs": wanted.pairs, **_named("reward.trl", wanted.trl)}
+        elif wanted.kind == "trained":
+            assert wanted.model is not None
+            inputs |= {"reward.model": wanted.model, **_weights_of(wanted.model)}
+        elif wanted.compose:
+            inputs |= {"reward.compose": wanted.compose, **_code_of(wanted.compose)}
+        elif wanted.kind == "function":
+            inputs |= {"reward.function": wanted.function, **_code_of(wanted.function)}
+            inputs |= _named("reward.kwargs", wanted.kwargs)
+        return inputs
+
+    def reward_stages(self) -> list[Stage]:
+        """The stage that trains the reward model, if there is one."""
+        inputs = {**self.warm_stage().inputs, **self.reward_inputs()}
+        stage = Stage(self.directory / "reward_model", "reward model: trained on preference pairs", inputs)
+        return [stage] if self.trains_reward else []
+
+    def reward(self) -> Any:
         wanted = self.config.reward
         if wanted.kind == "environment":
-            return None, ""
+            return None
         if wanted.compose:
-            return composed(wanted), str(wanted.compose)
+            return composed(wanted)
         if wanted.kind == "function":
             assert wanted.function is not None
-            reward = load_reward(
+            return load_reward(
                 wanted.function,
                 wanted.kwargs,
                 concurrency=wanted.concurrency,
                 timeout=wanted.timeout,
                 isolated=wanted.isolated,
             )
-            return reward, wanted.function + (str(wanted.kwargs) if wanted.kwargs else "") + _code_of(wanted.function)
         if wanted.model is not None:
-            return TrainedReward(wanted.model), wanted.model
-        directory = self.directory / "reward_model"
+            return TrainedReward(wanted.model)
+        (stage,) = self.reward_stages()
 
         def work() -> dict[str, Any]:
             pairs, held_out = self.task.pairs()
@@ -292,10 +308,10 @@ class _Run:
                 load_tokenizer(self.directory / "warm_start"),
                 pairs,
                 held_out,
-                directory,
+                stage.directory,
                 {"seed": self.config.seed, **wanted.trl},
                 callbacks=self._callbacks("preferences", {"loss": "loss", "accuracy": "accuracy"}),
-                resume=self._resume(directory),
+                resume=self._resume(stage),
             )
             self._stop_if_asked()
             low, high = metrics["accuracy_interval"]
@@ -305,19 +321,33 @@ class _Run:
                 f"held-out pairs, 95% interval {low:.1%} to {high:.1%}",
             }
 
-        inputs = [warm_key, wanted.pairs, wanted.trl]
-        key = self._stage(directory, "reward model: trained on preference pairs", inputs, work)
-        return TrainedReward(directory), key
+        self._do(stage, work)
+        return TrainedReward(stage.directory)
 
-    def policy(self, lambda_sup: float | str, reward: Any, upstream: str) -> str:
-        config, directory = self.config, lambda_directory(self.directory, lambda_sup)
+    def policy_stage(self, lambda_sup: float | str) -> Stage:
+        config = self.config
+        inputs = {
+            **self.warm_stage().inputs,
+            **self.reward_inputs(),
+            **_named("training", asdict(config.training)),
+            **(_named("ppo", asdict(config.ppo)) if config.training.estimator == "ppo" else {}),
+            **_named("objective", asdict(config.objective)),
+            "objective.lambda_sup": lambda_sup,
+            "reward.on_failure": config.reward.on_failure,
+        }
+        what = f"policy: −R + λℓ with {lambda_title(lambda_sup)}"
+        return Stage(lambda_directory(self.directory, lambda_sup), what, inputs)
+
+    def policy(self, lambda_sup: float | str, reward: Any) -> None:
+        config, stage = self.config, self.policy_stage(lambda_sup)
+        directory = stage.directory
 
         def work() -> dict[str, Any]:
             warm = self.directory / "warm_start"
             tokenizer, beside = load_tokenizer(warm), self.task.rows_beside_reward
             trainer = ObjectiveTrainer(
                 self._load(warm),
-                args=self._grpo_config(directory),
+                args=self._grpo_config(stage.checkpoints),
                 processing_class=tokenizer,
                 env=self.task.train_env,
                 reward=reward,
@@ -337,28 +367,16 @@ class _Run:
                 ),
             )
             quiet(trainer)
-            trainer.train(resume_from_checkpoint=self._resume(directory))
+            trainer.train(resume_from_checkpoint=self._resume(stage))
             self._stop_if_asked()
             if self.main:
                 trainer.save_model(str(directory))
                 (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle: config.yaml says it all
             return {"history": trainer.state.log_history}
 
-        what = f"policy: −R + λℓ with {lambda_title(lambda_sup)}"
-        inputs = [
-            upstream,
-            asdict(config.training),
-            *([asdict(config.ppo)] if config.training.estimator == "ppo" else []),
-            config.objective.supervised_batch_size,
-            config.objective.probe_every,
-            *([config.reward.on_failure] if config.reward.on_failure != "stop" else []),
-            *(["only_successful"] if config.objective.only_successful else []),
-            lambda_sup,
-            config.seed,
-        ]
-        return self._stage(directory, what, inputs, work)
+        self._do(stage, work)
 
-    def _grpo_config(self, directory: Path) -> GRPOConfig:
+    def _grpo_config(self, output_dir: Path) -> GRPOConfig:
         """TRL's configuration of the policy stage; whatever the recipe sets in training.trl wins."""
         training = self.config.training
         accumulation = int(training.trl.get("gradient_accumulation_steps", 1))
@@ -370,7 +388,7 @@ class _Run:
                 "(processes × gradient_accumulation_steps) do not share out evenly: change one of them"
             )
         fields: dict[str, Any] = {
-            "output_dir": str(self._checkpoints(directory)),
+            "output_dir": str(output_dir),
             "max_steps": training.steps,
             "learning_rate": training.learning_rate,
             "num_generations": training.num_generations,
@@ -399,8 +417,18 @@ class _Run:
         training = self.config.training
         return Sampling(training.max_reply_tokens, self.config.policy.max_length, training.temperature)
 
-    def evaluation(self, reward: Any, upstream: Sequence[str]) -> dict[str, Any]:
-        directory = self.directory / "evaluation"
+    def evaluation(self, reward: Any, keys: Sequence[str]) -> dict[str, Any]:
+        """Judge the warm start and the policies of the stages with these keys."""
+        stage = Stage(
+            self.directory / "evaluation",
+            f"evaluation: {len(self.task.eval_seeds)} episodes never trained on, for each policy",
+            {
+                "policies": list(keys),
+                "env.eval_episodes": self.config.env.eval_episodes,
+                "training.temperature": self.config.training.temperature,
+            },
+            kept=False,
+        )
         policies = {
             WARM_START: self.directory / "warm_start",
             **{lambda_title(lam): lambda_directory(self.directory, lam) for lam in self.config.objective.lambdas},
@@ -439,13 +467,8 @@ class _Run:
                 self._stop_if_asked()
             return {"table": table, "results": results}
 
-        self._stage(
-            directory,
-            f"evaluation: {len(self.task.eval_seeds)} episodes never trained on, for each policy",
-            [*upstream, self.config.env.eval_episodes, self.config.training.temperature],
-            work,
-        )
-        outputs = read_outputs(directory)
+        self._do(stage, work)
+        outputs = read_outputs(stage.directory)
         if self.main:
             atomic_write_json(self.directory / "summary.json", {"table": outputs["table"]})
         return outputs
@@ -479,20 +502,36 @@ class _Run:
         return path
 
 
-def _fingerprints(config: RunConfig) -> list[str]:
-    """Digests of the files that the data and the environment's arguments name, and of the weights of a model that plays
-    the user: one whose content has changed is another input."""
+def _named(section: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields by their dotted names, as on the command line."""
+    return {f"{section}.{name}": value for name, value in fields.items()}
+
+
+def _contents(config: RunConfig) -> dict[str, str]:
+    """Digests of the files that the data and the environment's arguments name, and of the weights of the model that is
+    begun with and of one that plays the user: what has changed in place is another input."""
     given = [config.data.train, config.data.eval, config.data.preferences, *config.env.kwargs.values()]
     names = [name.removeprefix(MODEL_USER) for name in given if isinstance(name, str) and name]
-    paths = [Path(name) / "model.safetensors" if Path(name).is_dir() else Path(name) for name in names]
-    files = [path if path.is_file() else shipped().get(name) for path, name in zip(paths, names, strict=True)]
-    return [content_digest(file) for file in files if file is not None]
+    files = {name: Path(name) if Path(name).is_file() else shipped().get(name) for name in names}
+    contents = {f"content of {name}": content_digest(file) for name, file in files.items() if file is not None}
+    for name in [*names, config.policy.model or ""]:
+        contents |= _weights_of(name)
+    return contents
 
 
-def _code_of(reward: str) -> str:
-    """Digest of the user's file that a reward stands in: edited, it is another reward."""
-    file = Path(reward.rpartition(":")[0])
-    return content_digest(file) if file.suffix == ".py" and file.is_file() else ""
+def _weights_of(model: str) -> dict[str, str]:
+    file = Path(model) / "model.safetensors"
+    return {f"weights of {model}": content_digest(file)} if model and file.is_file() else {}
+
+
+def _code_of(rewards: Any) -> dict[str, str]:
+    """Digests of the user's files that rewards stand in: edited, they are others."""
+    if isinstance(rewards, dict):
+        return {name: code for pair in rewards.items() for part in pair for name, code in _code_of(part).items()}
+    if isinstance(rewards, list):
+        return {name: code for part in rewards for name, code in _code_of(part).items()}
+    file = Path(str(rewards).rpartition(":")[0])
+    return {f"code of {file}": content_digest(file)} if file.suffix == ".py" and file.is_file() else {}
 
 
 def _samples(results: dict[str, Any], most: int = 4) -> list[dict[str, Any]]:

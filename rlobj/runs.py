@@ -155,9 +155,18 @@ def is_done(directory: str | Path, key: str) -> bool:
     return _marker(directory).get("key") == key
 
 
-def mark_done(directory: str | Path, key: str, outputs: Mapping[str, Any]) -> None:
+def mark_done(
+    directory: str | Path, key: str, outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None = None
+) -> None:
     """Write a stage's marker, the last thing that the stage writes."""
-    atomic_write_json(Path(directory) / MARKER, {"key": key, "outputs": dict(outputs)})
+    marker = {"key": key, "inputs": dict(inputs or {}), "outputs": dict(outputs)}
+    atomic_write_json(Path(directory) / MARKER, marker)
+
+
+def done_with(directory: str | Path) -> dict[str, Any] | None:
+    """The inputs that a stage was finished with; None if it is not finished."""
+    marker = _marker(directory)
+    return marker.get("inputs", {}) if "outputs" in marker else None
 
 
 def read_outputs(directory: str | Path) -> dict[str, Any]:
