@@ -19,13 +19,14 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig
 
+import rlobj.bad_steps as bad_steps
 import rlobj.report as report
 from envs.datasets import shipped
 from reward_models.functions import load_reward
 from reward_models.trained import TrainedReward
 from reward_models.training import train_reward_model
 from rlobj import __version__
-from rlobj.callbacks import WholeCheckpoints, newest_whole_checkpoint
+from rlobj.callbacks import FiniteGuard, WholeCheckpoints, newest_whole_checkpoint
 from rlobj.config import RunConfig, dump, validate
 from rlobj.encoder_policy import as_one_token_policy
 from rlobj.evaluation import evaluate
@@ -170,6 +171,9 @@ class _Run:
         PartialState().wait_for_everyone()
         outputs = work()
         if self.main:
+            if (stage.checkpoints / bad_steps.FOLDER).exists():
+                shutil.rmtree(stage.directory / bad_steps.FOLDER, ignore_errors=True)
+                shutil.move(stage.checkpoints / bad_steps.FOLDER, stage.directory / bad_steps.FOLDER)
             mark_done(stage.directory, stage.key, outputs, stage.inputs)
             shutil.rmtree(stage.checkpoints, ignore_errors=True)
         PartialState().wait_for_everyone()
@@ -189,6 +193,10 @@ class _Run:
 
     def _callbacks(self, name: str, metrics: dict[str, str]) -> list[TrainerCallback]:
         return [TrainingBar(name, metrics), StopWhenAsked(self.stop), WholeCheckpoints()]
+
+    def _supervised_callbacks(self, name: str, metrics: dict[str, str]) -> list[TrainerCallback]:
+        """Of the stages that are not ObjectiveTrainer's, which has its own guard."""
+        return [*self._callbacks(name, metrics), FiniteGuard(self.config.training.max_bad_steps)]
 
     def _stop_if_asked(self) -> None:
         if self.stop.requested:
@@ -225,7 +233,7 @@ class _Run:
                 batch_size=config.warm_start.batch_size,
                 seed=config.seed,
                 trl=config.warm_start.trl,
-                callbacks=self._callbacks("supervised", {"loss": "ℓ"}),
+                callbacks=self._supervised_callbacks("supervised", {"loss": "ℓ"}),
                 resume=self._resume(stage),
             )
             self._stop_if_asked()
@@ -310,7 +318,7 @@ class _Run:
                 held_out,
                 stage.directory,
                 {"seed": self.config.seed, **wanted.trl},
-                callbacks=self._callbacks("preferences", {"loss": "loss", "accuracy": "accuracy"}),
+                callbacks=self._supervised_callbacks("preferences", {"loss": "loss", "accuracy": "accuracy"}),
                 resume=self._resume(stage),
             )
             self._stop_if_asked()
@@ -372,7 +380,7 @@ class _Run:
             if self.main:
                 trainer.save_model(str(directory))
                 (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle: config.yaml says it all
-            return {"history": trainer.state.log_history}
+            return {"history": trainer.state.log_history, "warnings": trainer.alarms.told}
 
         self._do(stage, work)
 
@@ -498,8 +506,19 @@ class _Run:
             table=evaluation["table"],
             curves=curves,
             samples=_samples(evaluation["results"]),
+            notes=_warnings(self.directory, self.config.objective.lambdas),
         )
         return path
+
+
+def _warnings(run_dir: Path, lambdas: Sequence[float | str]) -> list[str]:
+    """What the trainings of the policies were warned of, for the report."""
+    told = {lam: read_outputs(lambda_directory(run_dir, lam)).get("warnings", []) for lam in lambdas}
+    return [
+        f"Warning: {lambda_title(lam)}, up to step {each['step']}: {each['text']}."
+        for lam, warnings in told.items()
+        for each in warnings
+    ]
 
 
 def _named(section: str, fields: dict[str, Any]) -> dict[str, Any]:

@@ -54,18 +54,6 @@ class RewardWatch:
             )
 
 
-def tell_constant_reward(step: int, estimator: str) -> None:
-    """Warn of a step that had nothing to compare."""
-    logger.warning(
-        "up to step %d a whole step had one reward for all episodes of each group: %s learns from differences within a "
-        "group, so R moved nothing there (λℓ alone did). Unless the policy does all there is to do: look at what the "
-        "reward gives (rlobj try-reward), or raise training.num_generations or training.temperature. Said once; "
-        "frac_reward_zero_std logs the share of such groups",
-        step,
-        estimator,
-    )
-
-
 def told_by(trainer: Any) -> dict[str, Any]:
     """What TRL's trainer tells its reward functions beside the episodes."""
     return {

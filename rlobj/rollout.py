@@ -29,6 +29,7 @@ from envs.rewards import Failure, OnError
 from envs.vector import TextVectorEnv
 from reward_models.calling import as_reward
 from reward_models.trained import as_plain_text
+from rlobj.alarms import reply_shares
 from rlobj.chat_format import ChatFormat, Message
 from rlobj.critic import Critic, Watched, watching
 from rlobj.encoder_policy import action_logits, is_one_token_policy
@@ -436,6 +437,11 @@ class EnvironmentRollout:
         cut = sum(t.prompt_was_cut for t in rollouts.trajectories)
         if cut:
             trainer._log_metric("prompts/cut", cut / len(seeds))
+        if not is_one_token_policy(trainer.accelerator.unwrap_model(trainer.model)):
+            end_id = ChatFormat(trainer.processing_class).end_id
+            ids, masks = zip(*((t.completion_ids, t.policy_mask) for t in rollouts.trajectories), strict=True)
+            for name, share in reply_shares(ids, masks, end_id).items():
+                trainer._log_metric(name, share)
         extra: dict[str, Any] = {}
         if self.all_actions:
             different = list(dict.fromkeys(seeds))  # a group shares its episode

@@ -24,6 +24,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from envs.adapters import as_text_env
 from envs.rewards import OnError
+from rlobj.alarms import Alarms
+from rlobj.bad_steps import write_bad_step
 from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, FiniteGuard
 from rlobj.config import ESTIMATORS, EstimatorName, PPOConfig
 from rlobj.critic import Critic, CriticKeeper, Watched, watching
@@ -39,7 +41,6 @@ from rlobj.estimators import (
 from rlobj.lambdas import Controller, LambdaForm, Measured, as_lambda, checked_lambda, needs_labels
 from rlobj.objective import GradientBalance, gradient_balance, objective
 from rlobj.policies import load_causal
-from rlobj.reward_watch import tell_constant_reward
 from rlobj.rollout import EnvironmentRollout, Sampling, episode_prompt, episode_return, factory_of
 from rlobj.supervised import SupervisedRow, SupervisedStream, supervised_loss_sum, supervised_losses
 
@@ -138,9 +139,20 @@ class ObjectiveTrainer(GRPOTrainer):
         self._probe_window: list[tuple[Tensor, Tensor]] = []
         self._lambda_proven = False
         self._success: float | None = None
-        self._told_constant = False
+        self.alarms = Alarms(estimator)
+        self.micro_batches: list[dict[str, Any]] = []
+        """of the current optimiser step, for whoever asks what was in it"""
+        self._losses_are_finite: list[Tensor] = []
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
-        self.add_callback(FiniteGuard(max_bad_steps))
+        self.add_callback(self.alarms)
+        self.add_callback(
+            FiniteGuard(
+                max_bad_steps,
+                self._loss_is_finite,
+                lambda parameters: write_bad_step(self, parameters),
+                lambda step, text: self.alarms.tell("not finite", step, text),
+            )
+        )
         self.add_callback(BetweenGenerations())
         if self.critic is not None:
             self.critic.to(self.accelerator.device)
@@ -191,6 +203,9 @@ class ObjectiveTrainer(GRPOTrainer):
                 self._criticise(seen, inputs)
         if not self.model.training:
             return -R
+        if self._micro == 0:
+            self.micro_batches, self._losses_are_finite = [], []
+        self.micro_batches.append(inputs)
         lambda_sup = checked_lambda(self.lambda_form(self.state.global_step))
         probing = self._is_probed(lambda_sup)
         ell = None
@@ -202,9 +217,16 @@ class ObjectiveTrainer(GRPOTrainer):
             if probing:
                 self._probe(R, ell)
         self._end_of_micro_batch(R, ell, lambda_sup)
-        if lambda_sup == 0 or ell is None:  # 0·NaN is NaN, and λ = 0 must equal TRL to the last bit
-            return -R
-        return objective(R, ell, lambda_sup)
+        # 0·NaN is NaN, and λ = 0 must equal TRL to the last bit
+        loss = -R if lambda_sup == 0 or ell is None else objective(R, ell, lambda_sup)
+        self._losses_are_finite.append(loss.detach().isfinite())
+        return loss
+
+    def _loss_is_finite(self) -> bool:
+        """Whether the loss of the current step is, in all processes."""
+        finite = torch.stack(self._losses_are_finite).all() if self._losses_are_finite else torch.tensor(True)
+        not_finite = 1.0 - finite.to(self.accelerator.device, torch.float32)
+        return self._over_processes(not_finite).item() == 0
 
     def supervised_loss(self, model: torch.nn.Module) -> Tensor:
         """This micro-batch's share of ℓ: the shares of all micro-batches and processes add up to the mean over the
@@ -231,6 +253,10 @@ class ObjectiveTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
+        mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        for name, values in self._logs["rewards"].items():  # of all processes, the latest generation last
+            latest = list(values)[-self.accelerator.num_processes * len(inputs) :]
+            batch[f"rewards/{name}"] = torch.tensor(latest, device=self.accelerator.device)[mine]
         if self.estimator == "rloo":
             batch["advantages"] = leave_one_out(batch["advantages"], self.num_generations)
         elif self.estimator == "reinforce":
@@ -385,10 +411,6 @@ class ObjectiveTrainer(GRPOTrainer):
             metrics["objective/L"].append(
                 objective(mean["reward"], mean.get("objective/ell", 0.0), mean["objective/lambda_sup"])
             )
-        constant = self.model.training and 1.0 in metrics.get("frac_reward_zero_std", [])
-        if constant and self.estimator in ("grpo", "rloo") and not self._told_constant:
-            self._told_constant = True
-            tell_constant_reward(self.state.global_step, self.estimator)
         super().log(logs, start_time)
 
 

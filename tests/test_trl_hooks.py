@@ -58,6 +58,12 @@ def test_what_reward_functions_are_told_and_how_a_checkpoint_is_saved():
     assert parameters(GRPOTrainer._save_checkpoint) == ["self", "model", "trial"], "rlobj.reward_watch"
 
 
+def test_what_a_bad_step_is_described_by():
+    names = parameters(GRPOTrainer._get_per_token_logps_and_entropies)
+    assert names[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"], "rlobj.bad_steps"
+    assert '_logs["rewards"]' in inspect.getsource(GRPOTrainer._generate_and_score_completions), "rewards of each row"
+
+
 def test_config_refuses_one_generation():
     try:
         GRPOConfig("x", num_generations=1, per_device_train_batch_size=1, use_cpu=True, bf16=False)
