@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlobj.lambdas import Controller
 
@@ -127,31 +126,3 @@ class BetweenGenerations(TrainerCallback):
         control.should_save, control.should_training_stop = self.save and between, self.stop and between
         if between:
             self.save = self.stop = False
-
-
-WHOLE = "whole"
-"""File that is written into a checkpoint last: without it, the process died while it was saving."""
-
-
-class WholeCheckpoints(TrainerCallback):
-    """Mark each checkpoint once all of it is written."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            (folder / WHOLE).touch()
-
-
-def newest_whole_checkpoint(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint in `folder` that was written to its end, and the newer ones that were not."""
-    numbered = {
-        int(path.name.rpartition("-")[2]): path
-        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.rpartition("-")[2].isdigit()
-    }
-    damaged: list[Path] = []
-    for _, path in sorted(numbered.items(), reverse=True):
-        if (path / WHOLE).exists():
-            return path, damaged
-        damaged.append(path)
-    return None, damaged

@@ -26,8 +26,9 @@ from reward_models.functions import load_reward
 from reward_models.trained import TrainedReward
 from reward_models.training import train_reward_model
 from rlobj import __version__
-from rlobj.callbacks import FiniteGuard, WholeCheckpoints, newest_whole_checkpoint
-from rlobj.config import RunConfig, dump, validate
+from rlobj.callbacks import FiniteGuard
+from rlobj.checkpoints import WholeCheckpoints, newest_whole_checkpoint, telling_of_a_full_disk
+from rlobj.config import PolicyConfig, RunConfig, dump, validate
 from rlobj.encoder_policy import as_one_token_policy
 from rlobj.evaluation import evaluate
 from rlobj.lambdas import lambda_name
@@ -41,6 +42,7 @@ from rlobj.runs import (
     graceful_signals,
     mark_done,
     read_outputs,
+    require_free_space,
 )
 from rlobj.stages import Stage, check_half_done, make_ready
 from rlobj.supervised import SupervisedRow, quiet, warm_start
@@ -49,6 +51,8 @@ from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
 from rlobj.validation import composed
 
 WARM_START = "warm start"
+CHECKPOINTS_AT_ONCE = 3
+"""The latest, the one to fall back on, and one that is being written."""
 CURVES = {
     "environment/success": "task success in training",
     "objective/return": "mean return R̂",
@@ -134,6 +138,8 @@ class _Run:
 
     def begin(self, stages: Sequence[Stage]) -> None:
         check_half_done(stages, self.config.on_change, self.processes)
+        if not all(stage.done for stage in stages):
+            require_free_space(self.directory, _bytes_needed(self.config.policy, len(stages)))
         PartialState().wait_for_everyone()
         if self.main:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -169,7 +175,8 @@ class _Run:
         if self.main:
             make_ready(stage, self.directory, self.config.on_change, self.processes)
         PartialState().wait_for_everyone()
-        outputs = work()
+        with telling_of_a_full_disk(stage.checkpoints):
+            outputs = work()
         if self.main:
             if (stage.checkpoints / bad_steps.FOLDER).exists():
                 shutil.rmtree(stage.directory / bad_steps.FOLDER, ignore_errors=True)
@@ -182,8 +189,8 @@ class _Run:
 
     def _resume(self, stage: Stage) -> str | None:
         newest, damaged = newest_whole_checkpoint(stage.checkpoints)
-        for path in damaged:
-            say(f"  {path.name} was not written to its end, and is removed")
+        for path, wrong in damaged.items():
+            say(f"  {path.name} {wrong}; it is removed")
             if self.main:
                 shutil.rmtree(path)
         if newest is None:
@@ -192,11 +199,11 @@ class _Run:
         return str(newest)
 
     def _callbacks(self, name: str, metrics: dict[str, str]) -> list[TrainerCallback]:
-        return [TrainingBar(name, metrics), StopWhenAsked(self.stop), WholeCheckpoints()]
+        return [TrainingBar(name, metrics), StopWhenAsked(self.stop)]
 
     def _supervised_callbacks(self, name: str, metrics: dict[str, str]) -> list[TrainerCallback]:
-        """Of the stages that are not ObjectiveTrainer's, which has its own guard."""
-        return [*self._callbacks(name, metrics), FiniteGuard(self.config.training.max_bad_steps)]
+        """Of the stages that are not ObjectiveTrainer's, which has guards of its own."""
+        return [*self._callbacks(name, metrics), FiniteGuard(self.config.training.max_bad_steps), WholeCheckpoints()]
 
     def _stop_if_asked(self) -> None:
         if self.stop.requested:
@@ -375,6 +382,7 @@ class _Run:
                 ),
             )
             quiet(trainer)
+            trainer.exact_resume = config.on_change != "continue"
             trainer.train(resume_from_checkpoint=self._resume(stage))
             self._stop_if_asked()
             if self.main:
@@ -411,7 +419,7 @@ class _Run:
             "shuffle_dataset": False,  # the order of episodes is the task's, one pass over it
             "logging_steps": 1,
             "save_steps": max(training.steps // 4, 1),
-            "save_total_limit": 2,
+            "save_total_limit": CHECKPOINTS_AT_ONCE - 1,
             "report_to": "none",
             "disable_tqdm": True,
             "bf16": False,
@@ -509,6 +517,15 @@ class _Run:
             notes=_warnings(self.directory, self.config.objective.lambdas),
         )
         return path
+
+
+def _bytes_needed(policy: PolicyConfig, stages: int) -> int:
+    """About what a run writes: the weights of each stage, and checkpoints of one, which hold them and two moments."""
+    if policy.model is None:
+        weights = 4 * (policy.vocab_size * policy.hidden_size + 16 * policy.layers * policy.hidden_size**2)
+    else:
+        weights = sum(file.stat().st_size for file in Path(policy.model).glob("*.safetensors"))
+    return weights * (stages + 3 * CHECKPOINTS_AT_ONCE)
 
 
 def _warnings(run_dir: Path, lambdas: Sequence[float | str]) -> list[str]:

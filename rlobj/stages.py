@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlobj.callbacks import newest_whole_checkpoint
+from rlobj.checkpoints import missing_state, newest_whole_checkpoint
 from rlobj.progress import say
 from rlobj.runs import atomic_write_json, done_with, is_done, stage_key
 
@@ -64,18 +64,20 @@ def check_half_done(stages: Sequence[Stage], on_change: OnChange, processes: int
     """
     for stage in stages:
         newest = None if stage.done else newest_whole_checkpoint(stage.checkpoints)[0]
-        changed = [] if newest is None else _changed_since_begun(stage, processes)
-        if newest is None or not changed:
+        if newest is None:
+            continue
+        changed = [*_changed_since_begun(stage, processes), *_lacking(newest)]
+        if not changed:
             continue
         lines = "".join(f"\n  {line}" for line in changed)
         if on_change == "refuse":
             raise InputsChanged(
-                f"{stage.directory} is half done ({newest.name}), but its inputs have changed since:{lines}\n"
-                "change them back to go on exactly; or add --on_change continue to go on from there with the new ones, "
+                f"{stage.directory} is half done ({newest.name}), but not with what there is now:{lines}\n"
+                "change that back to go on exactly; or add --on_change continue to go on from there with the new ones, "
                 "or --on_change restart to begin this stage again (its checkpoints are removed)"
             )
         doing = f"going on from {newest.name}" if on_change == "continue" else f"{newest.name} is given up"
-        say(f"{stage.directory}: inputs have changed since it was begun; {doing}{lines}")
+        say(f"{stage.directory}: not what it was begun with; {doing}{lines}")
 
 
 def make_ready(stage: Stage, run_dir: Path, on_change: OnChange, processes: int) -> None:
@@ -89,7 +91,8 @@ def make_ready(stage: Stage, run_dir: Path, on_change: OnChange, processes: int)
         say(f"  its inputs have changed; the finished one is kept in {kept}")
         for line in differences(finished_with, stage.inputs):
             say(f"    {line}")
-    if on_change != "continue" and _changed_since_begun(stage, processes):
+    newest = newest_whole_checkpoint(stage.checkpoints)[0]
+    if on_change != "continue" and (_changed_since_begun(stage, processes) or (newest and _lacking(newest))):
         shutil.rmtree(stage.checkpoints, ignore_errors=True)
     atomic_write_json(stage.checkpoints / BEGUN, {"inputs": dict(stage.inputs), PROCESSES: processes})
 
@@ -108,6 +111,12 @@ def _changed_since_begun(stage: Stage, processes: int) -> list[str]:
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return ["(what it was begun with is not known)"]
     return [*differences(before, stage.inputs), *differences({PROCESSES: by}, {PROCESSES: processes})]
+
+
+def _lacking(checkpoint: Path) -> list[str]:
+    return [
+        f"{checkpoint.name} lacks {what}: without it, what follows is not exact" for what in missing_state(checkpoint)
+    ]
 
 
 def _as_json(value: Any) -> Any:

@@ -2,17 +2,18 @@
 
 What is overridden of `trl.GRPOTrainer`, and nothing more: `__init__` (what to add), `_compute_loss` (the formula),
 `_generate_and_score_completions` (advantages of the estimators that TRL has not), `create_optimizer` and
-`_load_from_checkpoint` (the critic) and `log` (L itself among the metrics). tests/test_trl_hooks.py says so when TRL
-changes one of them.
+`_load_from_checkpoint` (the critic), `_get_train_sampler` (epochs after a resume) and `log` (L itself among the
+metrics). tests/test_trl_hooks.py says so when TRL changes one of them.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -21,12 +22,14 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from envs.adapters import as_text_env
 from envs.rewards import OnError
 from rlobj.alarms import Alarms
 from rlobj.bad_steps import write_bad_step
 from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, FiniteGuard
+from rlobj.checkpoints import WholeCheckpoints, require_exact
 from rlobj.config import ESTIMATORS, EstimatorName, PPOConfig
 from rlobj.critic import Critic, CriticKeeper, Watched, watching
 from rlobj.encoder_policy import action_logits, is_one_token_policy
@@ -139,6 +142,8 @@ class ObjectiveTrainer(GRPOTrainer):
         self._probe_window: list[tuple[Tensor, Tensor]] = []
         self._lambda_proven = False
         self._success: float | None = None
+        self.exact_resume = True
+        """whether a checkpoint that cannot be gone on from exactly is refused"""
         self.alarms = Alarms(estimator)
         self.micro_batches: list[dict[str, Any]] = []
         """of the current optimiser step, for whoever asks what was in it"""
@@ -162,6 +167,7 @@ class ObjectiveTrainer(GRPOTrainer):
             self.add_callback(BaselineState(self))
         if isinstance(self.lambda_form, Controller):
             self.add_callback(ControllerState(self.lambda_form, self._ell_of_the_start))
+        self.add_callback(WholeCheckpoints())  # behind those that save something
 
     def _check(self, args: GRPOConfig, model: Any, env: Any) -> None:
         if self.estimator not in ESTIMATORS:
@@ -333,7 +339,13 @@ class ObjectiveTrainer(GRPOTrainer):
             optimizer.add_param_group({**group, "weight_decay": 0.0})
         return optimizer
 
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
+        plain = super()._get_train_sampler(dataset)
+        return EpochSampler(plain, lambda: self.state.epoch or 0.0)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.exact_resume:
+            require_exact(Path(resume_from_checkpoint), self.accelerator.num_processes)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.critic is not None:
             self._critic_keeper.load(resume_from_checkpoint)
@@ -423,6 +435,22 @@ def episode_dataset(env: gymnasium.Env[Any, Any], seeds: Sequence[int]) -> Datas
     if not len(seeds):
         raise ValueError("train_seeds is empty: expected at least one episode to train on")
     return Dataset.from_list([{"prompt": episode_prompt(s, env.reset(seed=int(s))[0])} for s in seeds])
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's order of prompts, from whichever epoch it is begun in: TRL's own begins with the first epoch's again when a
+    training is resumed."""
+
+    def __init__(self, plain: RepeatSampler, epoch: Callable[[], float]) -> None:
+        self.__dict__.update(vars(plain))
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed)
+            for _ in range(int(self.epoch() + 1e-6)):  # those of the epochs that are over
+                torch.randperm(self.num_samples, generator=self.generator)
+        return super().__iter__()
 
 
 @dataclass

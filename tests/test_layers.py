@@ -16,8 +16,8 @@ HOME = Path(__file__).parents[1]
 LAYERS = {
     "0 pure": ("_origin", "chat_format", "intervals", "objective", "runs", "spelling"),
     "1 parts": (
-        "alarms", "callbacks", "config", "critic", "data", "encoder_policy", "estimators", "lambdas", "policies",
-        "progress", "recipes", "trl_fields", "try_reward", "validation",
+        "alarms", "callbacks", "checkpoints", "config", "critic", "data", "encoder_policy", "estimators", "lambdas",
+        "policies", "progress", "recipes", "trl_fields", "try_reward", "validation",
     ),
     "2 loops": ("bad_steps", "evaluation", "model_user", "reward_watch", "rollout", "supervised", "trainer"),
     "3 story": ("chat", "comparison", "judging", "pipeline", "report", "stages", "tasks"),

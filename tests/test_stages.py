@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_pipeline import SMALL, STOPPING
 
-from rlobj.callbacks import WHOLE
+from rlobj.checkpoints import WHOLE, mark_whole
 from rlobj.cli import main
 from rlobj.runs import done_with, mark_done
 from rlobj.stages import BEGUN, InputsChanged, Stage, check_half_done, differences, make_ready
@@ -20,7 +20,9 @@ def half_done(directory: Path, inputs: dict, processes: int = 1) -> Stage:
     stage = Stage(directory / "policies" / "lambda=0", "policy", inputs)
     make_ready(stage, directory, "refuse", processes)
     (stage.checkpoints / "checkpoint-10").mkdir()
-    (stage.checkpoints / "checkpoint-10" / WHOLE).touch()
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (stage.checkpoints / "checkpoint-10" / name).write_text(name)
+    mark_whole(stage.checkpoints / "checkpoint-10", processes)
     return stage
 
 
@@ -49,7 +51,9 @@ def test_a_half_done_stage_with_other_inputs_refuses(tmp_path, capsys, now, proc
     begun = half_done(tmp_path, INPUTS)
     stage = Stage(begun.directory, begun.what, now)
     check_half_done([begun], "refuse", 1)
-    with pytest.raises(InputsChanged, match=r"is half done \(checkpoint-10\), but its inputs have changed") as refused:
+    with pytest.raises(
+        InputsChanged, match=r"is half done \(checkpoint-10\), but not with what there is now"
+    ) as refused:
         check_half_done([stage], "refuse", processes)
     assert line in str(refused.value) and "--on_change continue" in str(refused.value)
     assert (stage.checkpoints / "checkpoint-10" / WHOLE).exists()
@@ -84,7 +88,7 @@ def test_nothing_is_refused_where_nothing_would_be_lost(tmp_path):
     (begun.checkpoints / "checkpoint-10" / WHOLE).unlink()
     check_half_done([other], "refuse", 1)
     mark_done(begun.directory, other.key, {}, {})
-    (begun.checkpoints / "checkpoint-10" / WHOLE).touch()
+    mark_whole(begun.checkpoints / "checkpoint-10", 1)
     check_half_done([other], "refuse", 1)
 
 

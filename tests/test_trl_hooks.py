@@ -22,8 +22,8 @@ def test_overridden_methods_exist_with_the_signatures_that_we_call():
 def test_overrides_are_few():
     own = {name for name, value in vars(ObjectiveTrainer).items() if inspect.isfunction(value)}
     assert own & set(dir(GRPOTrainer)) == {
-        "__init__", "_compute_loss", "_generate_and_score_completions", "create_optimizer", "_load_from_checkpoint",
-        "log",
+        "__init__", "_compute_loss", "_generate_and_score_completions", "create_optimizer", "_get_train_sampler",
+        "_load_from_checkpoint", "log",
     }  # fmt: skip
 
 
