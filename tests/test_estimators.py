@@ -242,6 +242,7 @@ def test_a_checkpoint_without_a_critic_is_refused(tmp_path):
     trainer = dialogue_trainer(tmp_path, save_strategy="steps", save_steps=1)
     trainer.train()
     (tmp_path / "run/checkpoint-1/critic.safetensors").unlink()
+    mark_whole(tmp_path / "run/checkpoint-1", 1)  # as another estimator writes it
     with pytest.raises(ValueError, match="has no critic"):
         dialogue_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-1"))
 
