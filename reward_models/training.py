@@ -189,13 +189,16 @@ def classifier(
 
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
-    """Write beside the place, then take it: nobody sees half a model."""
-    writing = output.with_name(f"{output.name}.writing")
+    """Write beside the place, then take it: nobody sees half a model; the old one goes last."""
+    writing, old = (output.with_name(f"{output.name}.{what}") for what in ("writing", "old"))
     shutil.rmtree(writing, ignore_errors=True)
     model.save_pretrained(writing)
     tokenizer.save_pretrained(writing)
-    shutil.rmtree(output, ignore_errors=True)
+    if output.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(output, old)
     os.replace(writing, output)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _judge(reward: TrainedReward, pairs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: it has neither a pad nor an eos token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError(f"tokenizer of {str(path)!r} has neither pad_token nor eos_token: set one and save it")
@@ -139,7 +139,7 @@ def load_encoder(path: str | os.PathLike[str], label_names: list[str]) -> PreTra
     """A sequence classifier over `label_names`. An encoder without a label head gets a new one; a label head of
     another size is an error.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
     if is_classifier and config.num_labels != len(label_names):
         raise ValueError(
@@ -156,7 +156,7 @@ def load_encoder(path: str | os.PathLike[str], label_names: list[str]) -> PreTra
 def _load(auto_class: Any, path: str | os.PathLike[str], new_head: bool = False, **kwargs: object) -> PreTrainedModel:
     # float32 whatever the checkpoint's type: small updates vanish in half-precision weights
     model, info = auto_class.from_pretrained(
-        path, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **kwargs
+        path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True, **kwargs
     )
     missing = sorted(info["missing_keys"])
     if new_head:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import pickle
 import resource
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small import fixed_reward, fixed_rollout, small_args, small_policy, small_prompts, small_rows
 from test_pipeline import SMALL, STOPPING
 
@@ -26,7 +29,7 @@ from rlobj.checkpoints import (
     telling_of_a_full_disk,
 )
 from rlobj.cli import main
-from rlobj.policies import load_tokenizer
+from rlobj.policies import load_causal, load_tokenizer
 from rlobj.trainer import ObjectiveTrainer
 
 HERE = Path(__file__).parent
@@ -105,6 +108,60 @@ def test_a_trainer_refuses_too_and_goes_on_when_told(tmp_path):
     again.exact_resume = False
     again.train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-1"))
     assert again.state.global_step == 2
+
+
+class Malicious:
+    def __init__(self, sentinel: Path) -> None:
+        self.sentinel = sentinel
+
+    def __reduce__(self):
+        return Path.touch, (self.sentinel,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_pickles_with_code_in_them_are_not_run(tmp_path, name):
+    """FAULTS row 19; the marker is made anew, as by somebody who can write checksums."""
+    small_policy(tmp_path / "policy")
+    trainer_of(tmp_path, "out", max_steps=2).train()
+    place, sentinel = tmp_path / "out/checkpoint-1", tmp_path / "sentinel"
+    torch.save(Malicious(sentinel), place / name)
+    mark_whole(place, 1)
+    again = trainer_of(tmp_path, "out", max_steps=2)
+    refused = nullcontext() if name == "training_args.bin" else pytest.raises(pickle.UnpicklingError)
+    with refused:  # the arguments are not read at all
+        again.train(resume_from_checkpoint=str(place))
+    assert not sentinel.exists()
+
+
+def test_a_policy_that_is_a_pickle_is_refused(tmp_path):
+    directory = small_policy(tmp_path / "policy")
+    (directory / "model.safetensors").unlink()
+    torch.save(Malicious(tmp_path / "sentinel"), directory / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load_causal(directory)
+    assert not (tmp_path / "sentinel").exists()
+
+
+def test_a_policy_that_brings_code_is_refused(tmp_path):
+    """FAULTS row 20: nobody is asked, and nothing of it is imported."""
+    directory = small_policy(tmp_path / "policy")
+    config = json.loads((directory / "config.json").read_text())
+    code = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
+    (directory / "config.json").write_text(json.dumps({**config, "model_type": "mine", "auto_map": code}))
+    (directory / "mine.py").write_text(f"open({str(tmp_path / 'sentinel')!r}, 'w')")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load_causal(directory)
+    assert not (tmp_path / "sentinel").exists()
+
+
+def test_a_checkpoint_of_another_model_names_what_is_missing(tmp_path):
+    """FAULTS row 27: no part of a policy is ever random without a word."""
+    directory = small_policy(tmp_path / "policy")
+    weights = load_file(directory / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks the weights \['model.layers.0.mlp.up_proj.weight'\]"):
+        load_causal(directory)
 
 
 def test_a_run_with_a_garbled_and_one_with_a_robbed_checkpoint(tmp_path, monkeypatch, capsys):
