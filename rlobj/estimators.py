@@ -89,6 +89,7 @@ def expected_return(logits: Tensor, action_returns: Tensor) -> Tensor:
 
     Args:
         logits: (B, A).
-        action_returns: return of each action in each episode, (B, A).
+        action_returns: return of each action in each episode, (B, A); an episode in which one is NaN teaches nothing.
     """
-    return (logits.float().softmax(dim=-1) * action_returns).sum(dim=-1).mean()
+    known = action_returns.isfinite().all(dim=-1, keepdim=True)
+    return (logits.float().softmax(dim=-1) * action_returns.where(known, 0)).sum(dim=-1).mean()

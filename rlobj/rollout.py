@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import gymnasium
@@ -212,18 +213,21 @@ class _Judge:
         return values
 
 
-def returns_of_all_actions(environments: TextVectorEnv, seeds: Sequence[int], actions: int) -> list[list[float]]:
+def returns_of_all_actions(
+    environments: TextVectorEnv, seeds: Sequence[int], actions: int
+) -> tuple[list[list[float]], list[Failure]]:
     """What each action would have earned in each episode: every episode is played once for each action.
 
     Args:
         environments: of `len(seeds) * actions` episodes, each of one step.
 
-    Returns: (B, A).
+    Returns: (B, A), NaN where a reward failed or was None; and the failures.
     """
     environments.reset(seed=[seed for seed in seeds for _ in range(actions)])
     results = environments.act({i: i % actions for i in range(len(seeds) * actions)})
-    totals = [results[i].reward + reward for i, reward in enumerate(environments.final_scores().values)]
-    return [totals[i : i + actions] for i in range(0, len(totals), actions)]
+    scores = environments.final_scores()
+    totals = [results[i].reward + reward for i, reward in enumerate(scores.values)]
+    return [totals[i : i + actions] for i in range(0, len(totals), actions)], scores.failures
 
 
 def _sample(logits: Tensor, warpers: LogitsProcessorList) -> tuple[Tensor, Tensor]:
@@ -432,8 +436,17 @@ class EnvironmentRollout:
             rollouts = play(
                 trainer.model, trainer.processing_class, environments, seeds, self.sampling, self.critic, told
             )
+        extra: dict[str, Any] = {}
+        returns, failures = rollouts.returns, rollouts.failures
+        if self.all_actions:
+            different = list(dict.fromkeys(seeds))  # a group shares its episode
+            vector = self._environments(len(different) * self.all_actions)
+            rows, failed = returns_of_all_actions(vector, different, self.all_actions)
+            table = dict(zip(different, rows, strict=True))
+            extra["action_returns"] = [table[seed] for seed in seeds]
+            returns, failures = [*returns, *chain.from_iterable(rows)], [*failures, *failed]
         if environments.reward is not None:
-            self._watch.report(rollouts.returns, rollouts.failures, trainer._log_metric)
+            self._watch.report(returns, failures, trainer._log_metric)
         cut = sum(t.prompt_was_cut for t in rollouts.trajectories)
         if cut:
             trainer._log_metric("prompts/cut", cut / len(seeds))
@@ -442,12 +455,6 @@ class EnvironmentRollout:
             ids, masks = zip(*((t.completion_ids, t.policy_mask) for t in rollouts.trajectories), strict=True)
             for name, share in reply_shares(ids, masks, end_id).items():
                 trainer._log_metric(name, share)
-        extra: dict[str, Any] = {}
-        if self.all_actions:
-            different = list(dict.fromkeys(seeds))  # a group shares its episode
-            vector = self._environments(len(different) * self.all_actions)
-            table = dict(zip(different, returns_of_all_actions(vector, different, self.all_actions), strict=True))
-            extra["action_returns"] = [table[seed] for seed in seeds]
         return {
             **extra,
             "prompt_ids": [t.prompt_ids for t in rollouts.trajectories],

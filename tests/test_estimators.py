@@ -133,6 +133,12 @@ def test_the_expected_return_is_a_sum_over_actions():
     assert expected_return(logits, table).item() == pytest.approx(by_hand, abs=1e-6)
 
 
+def test_an_episode_without_the_return_of_an_action_teaches_nothing():
+    logits = torch.zeros(2, 2, requires_grad=True)
+    expected_return(logits, torch.tensor([[1.0, 0.0], [math.nan, 5.0]])).backward()
+    assert_close(logits.grad, torch.tensor([[0.125, -0.125], [0.0, 0.0]]))
+
+
 # In training ----------------------------------------------------------------------------------------------------------
 
 TEXTS = {"red": "the red door", "blue": "a blue boat", "green": "one green cat"}
@@ -144,7 +150,7 @@ def bandit():
     )
 
 
-def bandit_trainer(directory, estimator, steps=60, **fields):
+def bandit_trainer(directory, estimator, steps=60, reward=None, on_error="stop", **fields):
     tokenizer = make_tokenizer(TEXTS.values(), vocab_size=300, max_length=16)
     encoder = make_encoder(tokenizer, list(TEXTS), hidden_size=16, layers=1, heads=2, max_length=16, seed=0)
     if estimator == "rloo":
@@ -153,7 +159,7 @@ def bandit_trainer(directory, estimator, steps=60, **fields):
     args = small_args(directory, **{**defaults, **fields})
     return ObjectiveTrainer(
         as_one_token_policy(encoder), args=args, processing_class=tokenizer, env=bandit(), estimator=estimator,
-        train_seeds=[i % 3 for i in range(1000)],
+        train_seeds=[i % 3 for i in range(1000)], reward=reward, on_error=on_error,
     )  # fmt: skip
 
 
@@ -181,6 +187,19 @@ def test_the_exact_gradient_is_that_of_the_enumerated_return(tmp_path):
     for name, gradient in expected.items():
         moved = trainer.model.get_parameter(name).detach() - before[name]
         assert_close(moved, gradient, atol=2e-6, rtol=1e-4)
+
+
+def hates_boats(prompts, completions, **columns):
+    return [math.nan if "boat" in prompt[0]["content"] else 1.0 for prompt in prompts]
+
+
+def test_exact_counts_failures_of_every_action_and_goes_on(tmp_path):
+    trainer = bandit_trainer(tmp_path, "exact", steps=3, num_generations=1, reward=hates_boats, on_error="skip")
+    trainer.train()
+    failed = [log["reward/failed"] for log in trainer.state.log_history if "reward/failed" in log]
+    assert any(share > 0 for share in failed)
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    assert all(math.isfinite(log["loss"]) for log in trainer.state.log_history if "loss" in log)
 
 
 def per_letter(prompts, completions, **columns):
