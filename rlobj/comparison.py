@@ -6,73 +6,26 @@ module plans them, runs as many at once as the machine has cores for, and says w
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import os
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
-from datasets import Dataset
 
 import rlobj.report as report
-from rlobj import __version__
-from rlobj.config import RunConfig, dump
-from rlobj.intervals import Interval, interquartile_mean, over_seeds, probability_of_improvement
+from rlobj.compared import Comparison, Trial, conclude, score
+from rlobj.config import RunConfig
 from rlobj.lambdas import as_lambda, lambda_name
-from rlobj.pipeline import WARM_START, Interrupted, lambda_directory, lambda_title, policy_curves, prepare
+from rlobj.pipeline import Interrupted, lambda_title, prepare
 from rlobj.progress import bar, say
-from rlobj.runs import atomic_write_json, atomic_write_text, graceful_signals, read_outputs
-
-BEST = "best_policy"
-"""Folder of the policy with the highest true measure of the recommended λ."""
-TRUE_MEASURES = ("success", "accuracy", "return")
-"""What a policy is chosen by: the first of them that the environment has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One λ with one seed."""
-
-    lambda_sup: float | str
-    seed: int
-    directory: Path
-
-    @property
-    def name(self) -> str:
-        return f"{lambda_title(self.lambda_sup)}, seed {self.seed}"
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What the seeds of one λ did. Intervals are 95%."""
-
-    lambda_sup: float | str | None
-    """None for the warm start"""
-    seeds: int
-    mean: dict[str, Interval]
-    interquartile_mean: dict[str, Interval]
-    better_than_warm_start: Interval | None
-    """probability that a seed is better than the warm start by the true measure"""
-    better_than_zero: Interval | None
-    """…, better than a seed of λ = 0"""
-    on_front: bool
-    """no other λ has both more return and a smaller ℓ"""
-
-    @property
-    def name(self) -> str:
-        return WARM_START if self.lambda_sup is None else lambda_title(self.lambda_sup)
+from rlobj.runs import graceful_signals
 
 
 def compare(
@@ -98,27 +51,10 @@ def compare(
     _check(values, seeds, ell_bound)
     directory = Path(config.output_dir) / f"{config.name}-compared"
     shared = prepare(replace(config, name="shared", output_dir=str(directory)))
-    trials = [
-        Trial(value, seed, directory / "trials" / lambda_directory(directory, value).name / f"seed-{seed}")
-        for seed in range(seeds)  # seed by seed: stopped early, every λ has as many
-        for value in values
-    ]
-    failed = _run_all(trials, config, shared, directory, workers or _cores_for(trials))
-    done = [trial for trial in trials if trial not in failed]
-    if not done:
-        raise ValueError(f"no trial succeeded; the first one's log: {_log(trials[0])}")
-    results = {trial: read_outputs(trial.directory / "evaluation")["results"] for trial in done}
-    summaries = summarise(results)
-    best, advice = recommend(summaries, ell_bound)
-    if best is not None:
-        _keep_best(directory, best, results)
-    _write(directory, config, summaries, advice, results, failed)
-    say("")
-    say(report.text_table([{"name": s.name, **s.mean} for s in summaries]))
-    say(f"\n{advice}\n\nreport   {directory / 'report.html'}\nresults  {directory / 'results.csv'}")
-    if best is not None:
-        say(f"policy   {directory / BEST}")
-    return directory / "report.html"
+    comparison = Comparison(directory, config, values, seeds, ell_bound)
+    comparison.save()
+    failed = _run_all(comparison, shared, workers or _cores_for(comparison.trials))
+    return conclude(comparison, failed)
 
 
 def _check(lambdas: Sequence[float | str], seeds: int, ell_bound: float) -> None:
@@ -143,16 +79,9 @@ def _cores_for(trials: Sequence[Trial]) -> int:
     return min(cores, len(trials))
 
 
-def _log(trial: Trial) -> Path:
-    return trial.directory.parent / f"{trial.directory.name}.log"
-
-
-def _run_all(
-    trials: Sequence[Trial], config: RunConfig, shared: Mapping[str, str], directory: Path, workers: int
-) -> list[Trial]:
+def _run_all(comparison: Comparison, shared: Mapping[str, str], workers: int) -> list[Trial]:
     """Run the trials in processes, `workers` at once; return those that failed."""
-    recipe = directory / "trials.yaml"
-    atomic_write_text(recipe, dump(config))
+    trials, recipe = comparison.trials, comparison.recipe
     threads = str(max(len(os.sched_getaffinity(0)) // workers, 1))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     waiting, failed = list(trials), []
@@ -167,7 +96,7 @@ def _run_all(
             }
             while waiting or running:
                 if stop.requested:
-                    raise Interrupted(f"stopped; what was done is kept in {directory}")
+                    raise Interrupted(f"stopped; what was done is kept in {comparison.directory}")
                 while waiting and len(running) < workers:
                     trial = waiting.pop(0)
                     running[_start(trial, recipe, shared, environment)] = trial
@@ -176,10 +105,10 @@ def _run_all(
                     trial = running.pop(process)
                     if process.returncode != 0:
                         failed.append(trial)
-                        say(f"  {trial.name} failed: {_last_line(_log(trial))} ({_log(trial)})")
+                        say(f"  {trial.name} failed: {_last_line(trial.log)} ({trial.log})")
                         continue
-                    true, score = _score(trial)
-                    found[trial.lambda_sup].append(score)
+                    true, value = score(trial)
+                    found[trial.lambda_sup].append(value)
                     progress = bars[trial.lambda_sup]
                     progress.show(f"{report.METRICS[true][0]} {fmean(found[trial.lambda_sup]):.2f}")
                     progress.advance(progress.n + 1)
@@ -201,16 +130,9 @@ def _start(
     command = [sys.executable, "-m", "rlobj", "run", str(recipe)]
     command += [word for key, value in settings.items() for word in (f"--{key}", value)]
     trial.directory.mkdir(parents=True, exist_ok=True)
-    with open(_log(trial), "ab") as log:
+    with open(trial.log, "ab") as log:
         # its own session: Ctrl-C reaches this process alone, which then stops the others in order
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-
-
-def _score(trial: Trial) -> tuple[str, float]:
-    """The true measure of a trial that has ended: its name and mean."""
-    metrics = read_outputs(trial.directory / "evaluation")["results"][lambda_title(trial.lambda_sup)]["per_episode"]
-    true = true_measure(metrics)
-    return true, fmean(metrics[true])
 
 
 def _stop(running: Mapping[subprocess.Popen[bytes], Trial]) -> None:
@@ -223,181 +145,3 @@ def _stop(running: Mapping[subprocess.Popen[bytes], Trial]) -> None:
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
-
-
-# What came out --------------------------------------------------------------------------------------------------------
-
-
-def summarise(results: Mapping[Trial, Mapping[str, Any]]) -> list[Summary]:
-    """The warm start, and each λ over its seeds.
-
-    Args:
-        results: for each trial, by policy (WARM_START, λ), the values `per_episode` of each metric.
-    """
-    runs: dict[float | str, list[dict[str, list[float]]]] = {}
-    warm: list[dict[str, list[float]]] = []
-    for trial, result in results.items():
-        runs.setdefault(trial.lambda_sup, []).append(result[lambda_title(trial.lambda_sup)]["per_episode"])
-        warm.append(result[WARM_START]["per_episode"])
-    true = true_measure(warm[0])
-    scores = {value: [fmean(run[true]) for run in of_lambda] for value, of_lambda in runs.items()}
-    # the warm start is one policy, the same in every trial
-    summaries = [_summary(None, warm[:1], None, None, False)]
-    ends = {value: (_means(r).get("return", math.nan), _means(r).get("ell", math.nan)) for value, r in runs.items()}
-    for value, of_lambda in runs.items():
-        over_zero = (
-            None if 0.0 not in scores or value == 0.0 else probability_of_improvement(scores[value], scores[0.0])
-        )
-        over_warm = probability_of_improvement(scores[value], [fmean(warm[0][true])])
-        best = not any(
-            other[0] >= ends[value][0] and other[1] <= ends[value][1] and other != ends[value]
-            for other in ends.values()
-        )
-        summaries.append(_summary(value, of_lambda, over_warm, over_zero, best))
-    return summaries
-
-
-def true_measure(metrics: Mapping[str, Any]) -> str:
-    """The name of the measure that policies are chosen by."""
-    return next(name for name in TRUE_MEASURES if name in metrics)
-
-
-def _means(runs: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
-    return {name: fmean(fmean(run[name]) for run in runs) for name in runs[0]}
-
-
-def _summary(
-    value: float | str | None,
-    runs: Sequence[Mapping[str, Sequence[float]]],
-    over_warm: Interval | None,
-    over_zero: Interval | None,
-    on_front: bool,
-) -> Summary:
-    known = [name for name in runs[0] if all(run.get(name) for run in runs)]
-    means = {name: over_seeds([run[name] for run in runs]) for name in known}
-    middle = {name: over_seeds([run[name] for run in runs], interquartile_mean) for name in known}
-    return Summary(value, len(runs), means, middle, over_warm, over_zero, on_front)
-
-
-def recommend(summaries: Sequence[Summary], ell_bound: float) -> tuple[Summary | None, str]:
-    """The λ with the highest true measure among those whose ℓ is within the bound, in words; of equals the largest λ.
-    Where the intervals of others overlap with its own, it says so.
-    """
-    warm, *trained = summaries
-    true = true_measure(warm.mean)
-    limit = ell_bound * warm.mean["ell"][0] if "ell" in warm.mean else math.inf
-    within = [s for s in trained if s.mean.get("ell", (0.0,))[0] <= limit]
-    bound = f"an ℓ of at most {ell_bound:g} times the warm start's ({limit:.3g})"
-    if not within:
-        return None, f"No λ is recommended: none has {bound}."
-    best = max(within, key=lambda s: (s.mean[true][0], _size(s.lambda_sup)))
-    mean, low, _ = best.mean[true]
-    rivals = [s for s in trained if s is not best and not s.mean[true][2] < low]
-    said = (
-        f"Recommended: {best.name}, which has the highest {report.METRICS[true][0]}, {mean:.2f}, of those with {bound}."
-    )
-    if math.isnan(low):
-        return best, f"{said} One seed cannot tell it from the others: give --seeds 5."
-    if rivals:
-        names = "; ".join(s.name for s in rivals)
-        return best, f"{said} Not enough seeds to tell it from {names}: their intervals overlap."
-    if len(trained) == 1:
-        return best, f"{said} It is the only one."
-    return best, f"{said} Its interval lies above those of all others."
-
-
-def _size(value: float | str | None) -> float:
-    return value if isinstance(value, float) else math.inf
-
-
-def _keep_best(directory: Path, best: Summary, results: Mapping[Trial, Mapping[str, Any]]) -> None:
-    """Copy the best seed's policy of the recommended λ."""
-    of_lambda = [trial for trial in results if trial.lambda_sup == best.lambda_sup]
-    winner = max(of_lambda, key=lambda trial: _score(trial)[1])
-    partial = directory / f"{BEST}.writing"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(lambda_directory(winner.directory, winner.lambda_sup), partial)
-    shutil.rmtree(directory / BEST, ignore_errors=True)
-    partial.rename(directory / BEST)
-
-
-def _write(
-    directory: Path,
-    config: RunConfig,
-    summaries: Sequence[Summary],
-    advice: str,
-    results: Mapping[Trial, Mapping[str, Any]],
-    failed: Sequence[Trial],
-) -> None:
-    rows = []
-    for trial, result in results.items():
-        for policy, values in result.items():
-            means = {name: fmean(v) for name, v in values["per_episode"].items()}
-            rows.append({"lambda": lambda_name(trial.lambda_sup), "seed": trial.seed, "policy": policy, **means})
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    rows = [{name: row.get(name) for name in columns} for row in rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic_write_text(directory / "results.csv", text.getvalue())
-    partial = directory / "results.parquet.writing"
-    Dataset.from_list(rows).to_parquet(str(partial))
-    os.replace(partial, directory / "results.parquet")
-    atomic_write_json(
-        directory / "summary.json",
-        {"recommendation": advice, "lambdas": [{"name": s.name, **asdict(s)} for s in summaries]},
-    )
-    lambdas = [lambda_name(s.lambda_sup) for s in summaries if s.lambda_sup is not None]
-    seeds = 1 + max(trial.seed for trial in [*results, *failed])
-    command = ["rlobj", "compare", str(directory / "trials.yaml"), "--lambdas", *lambdas, "--seeds", str(seeds)]
-    report.write_report(
-        directory / "report.html",
-        title=f"{config.name}: λ compared",
-        facts={
-            "environment": config.env.id,
-            "seeds": ", ".join(f"{s.name}: {s.seeds}" for s in summaries[1:]),
-            "made by": shlex.join(command),
-            "rlobj": __version__,
-        },
-        table=[{"name": s.name, **s.mean} for s in summaries],
-        curves=_mean_curves(results),
-        samples=[],
-        notes=[
-            advice,
-            *[f"{s.name}: {_improvement(s)}" for s in summaries[1:]],
-            "Pareto front of return against ℓ: " + ", ".join(s.name for s in summaries if s.on_front) + ".",
-            *[f"{trial.name} failed; its log is {_log(trial)}." for trial in failed],
-        ],
-        scatter=report.Scatter(
-            "return against ℓ",
-            "ℓ",
-            "return",
-            {s.name: (s.mean["ell"], s.mean["return"]) for s in summaries if "ell" in s.mean},
-        ),
-        intervals="over seeds and the episodes of each (ℓ: held-out rows)",
-    )
-
-
-def _improvement(summary: Summary) -> str:
-    parts = []
-    for what, value in (("the warm start", summary.better_than_warm_start), ("λ = 0", summary.better_than_zero)):
-        if value is not None:
-            mean, low, high = value
-            interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
-            parts.append(f"better than {what} with probability {mean:.2f}{interval}")
-    return ", ".join(parts)
-
-
-def _mean_curves(results: Mapping[Trial, Any]) -> report.Curves:
-    """Learning curves, the mean over seeds for each λ."""
-    gathered: dict[str, dict[str, dict[int, list[float]]]] = {}
-    for trial in results:
-        for title, points in policy_curves(trial.directory, trial.lambda_sup).items():
-            of_lambda = gathered.setdefault(title, {}).setdefault(lambda_title(trial.lambda_sup), {})
-            for step, value in points:
-                of_lambda.setdefault(step, []).append(value)
-    return {
-        title: {name: [(step, fmean(v)) for step, v in sorted(steps.items())] for name, steps in lines.items()}
-        for title, lines in gathered.items()
-    }

@@ -15,7 +15,8 @@ from test_pipeline import SMALL
 from transformers import AutoModelForCausalLM
 
 from rlobj.cli import main
-from rlobj.comparison import Summary, Trial, compare, recommend, summarise
+from rlobj.compared import Summary, Trial, recommend, summarise
+from rlobj.comparison import compare
 from rlobj.intervals import interquartile_mean, over_seeds, probability_of_improvement
 from rlobj.pipeline import WARM_START, lambda_title
 from rlobj.recipes import load_recipe
@@ -166,7 +167,7 @@ def test_a_trial_that_fails_is_told_and_ends_no_other(recipe, tmp_path, capsys):
         patch.syspath_prepend(tmp_path)
         page = compare(broken, [0.0, "form:breaks"], seeds=1)
     assert "λ = form:breaks, seed 0 failed" in capsys.readouterr().out
-    assert "form:breaks, seed 0 failed" in page.read_text(encoding="utf-8")
+    assert "form:breaks, seed 0 has no result" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
