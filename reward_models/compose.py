@@ -24,7 +24,7 @@ class Composition:
         combine: the values of one episode, in the order of `parts` -> its reward.
         weights: of the parts' contributions to the total; None for 1 each.
         logs: whether TRL's `log_metric` is told of each part: `reward/NAME/mean`, and `reward/NAME/variance_share`, its
-            contribution's covariance with the total over the total's variance.
+            contribution's covariance with the total over the total's variance; and TRL's `log_extra` of its values.
 
     Attributes:
         parts: after a call, name -> mean of that part over the episodes that it scored, before its weight.
@@ -48,9 +48,11 @@ class Composition:
         prompts: Sequence[Conversation],
         completions: Sequence[Conversation],
         log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        told = {} if log_metric is None else {"log_metric": log_metric}
+        tellers = {"log_metric": log_metric, "log_extra": log_extra}
+        told = {name: teller for name, teller in tellers.items() if teller is not None}
         data = {"prompts": prompts, "completions": completions, **columns, **told}
         values = {name: _values(name, reward(**data), len(completions)) for name, reward in self._rewards.items()}
         rows = list(zip(*values.values(), strict=True))
@@ -58,6 +60,8 @@ class Composition:
         for name, part in values.items():
             known = [value for value in part if value is not None]
             self.parts[name] = sum(known) / len(known) if known else math.nan
+            if log_extra is not None and self._logs:
+                log_extra(f"reward/{name}", part)
         if log_metric is not None and self._logs:
             self._log(rows, totals, log_metric)
         return totals

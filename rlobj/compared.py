@@ -20,9 +20,16 @@ from datasets import Dataset
 import rlobj.report as report
 from rlobj import __version__
 from rlobj.config import RunConfig, dump
-from rlobj.intervals import Interval, interquartile_mean, over_seeds, probability_of_improvement
+from rlobj.intervals import (
+    Interval,
+    interquartile_mean,
+    mean_interval_over_seeds,
+    over_seeds,
+    probability_of_improvement,
+)
 from rlobj.lambdas import lambda_name
-from rlobj.pipeline import WARM_START, lambda_directory, lambda_title, policy_curves
+from rlobj.pictures import Picture, Point
+from rlobj.pipeline import WARM_START, lambda_directory, lambda_title, policy_curves, samples
 from rlobj.progress import say
 from rlobj.recipes import load_recipe
 from rlobj.runs import atomic_write_json, atomic_write_text, read_outputs
@@ -286,7 +293,7 @@ def _write(
         },
         table=[{"name": s.name, **s.mean} for s in summaries],
         curves=_mean_curves(results),
-        samples=[],
+        samples=_samples(results),
         notes=[
             advice,
             *[f"{s.name}: {_improvement(s)}" for s in summaries[1:]],
@@ -297,12 +304,7 @@ def _write(
                 if trial not in results
             ],
         ],
-        scatter=report.Scatter(
-            "return against ℓ",
-            "ℓ",
-            "return",
-            {s.name: (s.mean["ell"], s.mean["return"]) for s in summaries if "ell" in s.mean},
-        ),
+        pictures=[_pareto(summaries)] if "ell" in summaries[0].mean else [],
         intervals="over seeds and the episodes of each (ℓ: held-out rows)",
     )
 
@@ -317,15 +319,38 @@ def _improvement(summary: Summary) -> str:
     return ", ".join(parts)
 
 
+def _samples(results: Mapping[Trial, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same episodes of the warm start and of each λ's first seed."""
+    policies: dict[str, Any] = {}
+    for result in results.values():  # seed by seed
+        policies = {**result, **policies}
+    return samples({WARM_START: policies.pop(WARM_START), **policies})
+
+
+def _pareto(summaries: Sequence[Summary]) -> Picture:
+    ends = {s.name: (s.mean["ell"], s.mean["return"]) for s in summaries if "ell" in s.mean}
+    return Picture(
+        "return against ℓ",
+        "ℓ",
+        "return",
+        {name: [Point(ell[0], back[0], *back[1:], *ell[1:])] for name, (ell, back) in ends.items()},
+        joined=False,
+        note="Further up is more reward, further left is closer to the labels.",
+    )
+
+
 def _mean_curves(results: Mapping[Trial, Any]) -> report.Curves:
-    """Learning curves, the mean over seeds for each λ."""
-    gathered: dict[str, dict[str, dict[int, list[float]]]] = {}
+    """Learning curves, for each λ the mean over seeds with its interval."""
+    gathered: dict[str, dict[str, dict[float, list[float]]]] = {}
     for trial in results:
         for title, points in policy_curves(trial.directory, trial.lambda_sup).items():
             of_lambda = gathered.setdefault(title, {}).setdefault(lambda_title(trial.lambda_sup), {})
-            for step, value in points:
-                of_lambda.setdefault(step, []).append(value)
+            for point in points:
+                of_lambda.setdefault(point.x, []).append(point.y)
     return {
-        title: {name: [(step, fmean(v)) for step, v in sorted(steps.items())] for name, steps in lines.items()}
+        title: {
+            name: [Point(step, *mean_interval_over_seeds(values)) for step, values in sorted(steps.items())]
+            for name, steps in lines.items()
+        }
         for title, lines in gathered.items()
     }

@@ -6,7 +6,7 @@ Legend: E evaluation episodes, B episodes in one batch, V vocabulary (or labels)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,8 @@ class Evaluation:
     per_episode: dict[str, list[float]]
     """The values behind the intervals, in the order of the episodes (ell: of the held-out rows)."""
     episodes: list[Episode]
+    extra: dict[str, list[Any]]
+    """What the reward told of each episode (TRL's `log_extra`): the parts of a composition."""
 
 
 def evaluate(
@@ -68,10 +70,14 @@ def evaluate(
     values: dict[str, list[float]] = {"return": []}
     kl: list[float] = []
     episodes: list[Episode] = []
+    extra: dict[str, list[Any]] = {}
+    told = {"log_extra": lambda column, values: extra.setdefault(column, []).extend(values)}
     # in its own random state: evaluation must not move the one that training goes on with
     with torch.random.fork_rng():
         torch.manual_seed(sampling_seed)
-        for chunk, rollouts in _play_all(policy, tokenizer, make_env, reward, sampling, seeds, batch_size, on_error):
+        for chunk, rollouts in _play_all(
+            policy, tokenizer, make_env, reward, sampling, seeds, batch_size, on_error, told
+        ):
             episodes += rollouts.episodes
             values["return"] += rollouts.returns
             for episode in rollouts.episodes:
@@ -91,7 +97,8 @@ def evaluate(
     values["ell"] = supervised_losses(policy, rows) if rows else []
     per_episode = {name: value for name, value in values.items() if value}
     metrics = {name: _interval(name, value) for name, value in per_episode.items()}
-    return Evaluation(metrics, per_episode, episodes)
+    whole = {column: v for column, v in extra.items() if len(v) == len(episodes)}  # others were cut by a failure
+    return Evaluation(metrics, per_episode, episodes, whole)
 
 
 def _judge_choices(rollouts: Rollouts, values: dict[str, list[float]]) -> None:
@@ -118,11 +125,12 @@ def _play_all(
     seeds: Sequence[int],
     batch_size: int,
     on_error: OnError,
+    told: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[int, Rollouts]]:
     for start in range(0, len(seeds), batch_size):
         chunk = seeds[start : start + batch_size]
         environments = TextVectorEnv(make_env, len(chunk), None if reward is None else as_reward(reward), on_error)
-        yield start + len(chunk), play(policy, tokenizer, environments, chunk, sampling)
+        yield start + len(chunk), play(policy, tokenizer, environments, chunk, sampling, context=told)
 
 
 def _interval(name: str, values: list[float]) -> Interval:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+import rlobj.pictures as pictures
 import rlobj.report as report
 from rlobj.intervals import Interval, bootstrap_mean, wilson
 from rlobj.progress import bar
@@ -198,8 +199,8 @@ def write_judgement(found: Judgement, directory: Path, name: str, data: str) -> 
     directory.mkdir(parents=True, exist_ok=True)
     atomic_write_json(directory / "judgement.json", {"reward": name, "data": data, **asdict(found)})
     plots = [
-        report.drawing("reliability-", "reliability", partial(_draw_reliability, found)),
-        report.drawing("scores-", "scores", partial(_draw_scores, found)),
+        pictures.drawing("reliability-", "reliability", partial(_draw_reliability, found)),
+        pictures.drawing("scores-", "scores", partial(_draw_scores, found)),
     ]
     return report.write_page(
         directory / "judgement.html",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from rlobj.config import PolicyConfig, RunConfig, dump, validate
 from rlobj.encoder_policy import as_one_token_policy
 from rlobj.evaluation import evaluate
 from rlobj.lambdas import lambda_name
+from rlobj.pictures import Point
 from rlobj.policies import load_causal, load_encoder, load_tokenizer, make_causal, make_encoder, make_tokenizer
 from rlobj.progress import StopWhenAsked, TrainingBar, bar, say
 from rlobj.rollout import Sampling
@@ -53,6 +54,7 @@ from rlobj.validation import composed
 WARM_START = "warm start"
 CHECKPOINTS_AT_ONCE = 3
 """The latest, the one to fall back on, and one that is being written."""
+LAMBDA_CURVE = "λ"
 CURVES = {
     "environment/success": "task success in training",
     "objective/return": "mean return R̂",
@@ -60,6 +62,7 @@ CURVES = {
     "gradient/ratio": "λ‖∇ℓ‖ / ‖∇R‖",
     "gradient/cosine": "cosine of the two gradients",
     "entropy": "entropy of the policy, nats per token",
+    "objective/lambda_sup": LAMBDA_CURVE,
 }
 
 
@@ -113,13 +116,15 @@ def lambda_directory(run_dir: Path, lambda_sup: float | str) -> Path:
     return run_dir / "policies" / f"lambda={re.sub(r'[/:*?<>|]', ',', lambda_name(lambda_sup))}"
 
 
-def policy_curves(run_dir: Path, lambda_sup: float | str) -> dict[str, list[tuple[int, float]]]:
-    """Learning curves of the policy of one λ: title, one of CURVES, -> (optimiser step, value)."""
+def policy_curves(run_dir: Path, lambda_sup: float | str) -> dict[str, list[Point]]:
+    """Learning curves of the policy of one λ: title, one of CURVES, -> values by optimiser step."""
     history = read_outputs(lambda_directory(run_dir, lambda_sup))["history"]
     curves = {
-        title: [(int(log["step"]), float(log[key])) for log in history if log.get(key) is not None]
+        title: [Point(int(log["step"]), float(log[key])) for log in history if log.get(key) is not None]
         for key, title in CURVES.items()
     }
+    if len({point.y for point in curves[LAMBDA_CURVE]}) == 1:
+        del curves[LAMBDA_CURVE]  # a constant needs no picture
     return {title: points for title, points in curves.items() if points}
 
 
@@ -476,8 +481,13 @@ class _Run:
                 results[name] = {
                     "per_episode": result.per_episode,
                     "episodes": [
-                        {"seed": e.seed, "success": e.columns.get("success"), "messages": [*e.prompt, *e.completion]}
-                        for e in result.episodes[:200]
+                        {
+                            "seed": e.seed,
+                            "success": e.columns.get("success"),
+                            "messages": [*e.prompt, *e.completion],
+                            "rewards": {part.removeprefix("reward/"): v[n] for part, v in result.extra.items()},
+                        }
+                        for n, e in enumerate(result.episodes[:200])
                     ],
                 }
                 self._stop_if_asked()
@@ -503,7 +513,7 @@ class _Run:
         reward_model = self.directory / "reward_model"
         if self.trains_reward:
             facts["reward model"] = read_outputs(reward_model)["says"]
-        curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+        curves: dict[str, dict[str, list[Point]]] = {}
         for lam in self.config.objective.lambdas:
             for title, points in policy_curves(self.directory, lam).items():
                 curves.setdefault(title, {})[lambda_title(lam)] = points
@@ -513,7 +523,7 @@ class _Run:
             facts=facts,
             table=evaluation["table"],
             curves=curves,
-            samples=_samples(evaluation["results"]),
+            samples=samples(evaluation["results"]),
             notes=_warnings(self.directory, self.config.objective.lambdas),
         )
         return path
@@ -570,22 +580,30 @@ def _code_of(rewards: Any) -> dict[str, str]:
     return {f"code of {file}": content_digest(file)} if file.suffix == ".py" and file.is_file() else {}
 
 
-def _samples(results: dict[str, Any], most: int = 4) -> list[dict[str, Any]]:
-    """The same held-out goals before and after: first those where the outcome changed, either way, then the others."""
-    names = list(results)
-    before, after = results[names[0]]["episodes"], results[names[-1]]["episodes"]
-    pairs = list(zip(before, after, strict=True))
-    changed = [p for p in pairs if p[0]["success"] != p[1]["success"]]
-    chosen = [*changed[: most - 1], *[p for p in pairs if p not in changed]][:most]
+def samples(results: Mapping[str, Any], most: int = 4) -> list[dict[str, Any]]:
+    """The same held-out episodes of every policy: first those where the outcome differs, then the others.
+
+    Args:
+        results: of `evaluation`, by policy.
+    """
+    sides = [(name, result["episodes"], result["per_episode"]["return"]) for name, result in results.items()]
+    numbers = range(min(len(episodes) for _, episodes, _ in sides))
+    differing = [n for n in numbers if len({episodes[n]["success"] for _, episodes, _ in sides}) > 1]
+    chosen = [*differing[: most - 1], *[n for n in numbers if n not in differing]][:most]
     return [
         {
-            "title": f"episode {a['seed']}: {names[0]}, then {names[-1]}",
-            "before": b["messages"],
-            "after": a["messages"],
-            "before_success": b["success"],
-            "after_success": a["success"],
+            "title": f"episode {sides[0][1][n]['seed']}",
+            "sides": [
+                {
+                    "name": name,
+                    "messages": episodes[n]["messages"],
+                    "success": episodes[n]["success"],
+                    "rewards": {"return": returns[n], **episodes[n].get("rewards", {})},
+                }
+                for name, episodes, returns in sides
+            ],
         }
-        for b, a in chosen
+        for n in chosen
     ]
 
 

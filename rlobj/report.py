@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from rlobj.pictures import COLOURS, Picture, Point, html_of
 from rlobj.runs import atomic_write_text
 
-Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
-"""Title -> name of a line -> points (step, value)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scatter:
-    """A drawing of one metric against another, a point with its intervals for each policy."""
-
-    title: str
-    x: str
-    """heading of the horizontal axis"""
-    y: str
-    points: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-    """name -> (x, y), each (value, low, high)"""
+Curves = Mapping[str, Mapping[str, Sequence[Point]]]
+"""Title -> name of a policy -> values by optimiser step."""
 
 
 METRICS = {
@@ -70,14 +55,45 @@ th:first-child, td:first-child { text-align: left; }
 dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .2rem 1rem; } dt { font-weight: 600; }
 dd { margin: 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
-.plots svg { width: 100%; height: auto; background: #fff; border-radius: .4rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: 1.5rem; }
+figure { margin: 0; } figure svg { width: 100%; height: auto; color: var(--ink); } figure svg text { fill: var(--ink); }
+figcaption, .numbers { color: var(--soft); font-size: .85em; }
+.numbers pre { max-height: 14rem; overflow: auto; color: var(--ink); }
+.controls { position: sticky; top: 0; z-index: 1; background: var(--paper); padding: .4rem 0; border: 0;
+  border-bottom: 1px solid var(--line); display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 1rem 0; }
+.controls legend { float: left; margin-right: 1rem; padding: 0; }
+.swatch { display: inline-block; width: .8em; height: .8em; border-radius: .2em; margin: 0 .3em; }
+[hidden] { display: none; }
+button { font: inherit; font-size: .85em; }
+:focus-visible { outline: 3px solid #2f9bd6; outline-offset: 2px; }
+@media (prefers-color-scheme: dark) { [data-series], .swatch { filter: brightness(1.5); } }
+@media print { .controls, button { display: none; } body { margin: 0; max-width: none; }
+  figure, .pair, tr { break-inside: avoid; } }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); gap: 1.5rem; }
 .said { padding: .35rem .7rem; margin: .3rem 0; border-radius: .6rem; background: var(--user); width: fit-content;
   max-width: 90%; overflow-wrap: anywhere; white-space: pre-wrap; }
 .said.assistant { background: var(--agent); margin-left: auto; }
 .said.tool { background: var(--tool); font: .8em/1.4 ui-monospace, monospace; }
 summary { cursor: pointer; margin: .6rem 0; }
 """
+
+
+SCRIPT = """
+for (const controls of document.querySelectorAll('.controls')) controls.hidden = false;
+for (const box of document.querySelectorAll('[data-shows]')) box.addEventListener('change', () => {
+  for (const drawn of document.querySelectorAll(`[data-series="${box.dataset.shows}"]`))
+    drawn.style.display = box.checked ? '' : 'none';
+});
+for (const details of document.querySelectorAll('.numbers')) {
+  const button = document.createElement('button'), numbers = details.querySelector('pre');
+  button.textContent = 'Copy';
+  button.addEventListener('click', async () => {
+    try { await navigator.clipboard.writeText(numbers.textContent); button.textContent = 'Copied'; }
+    catch { getSelection().selectAllChildren(numbers); button.textContent = 'Selected: press Ctrl+C'; }
+  });
+  details.insertBefore(button, numbers);
+}
+"""
+"""Controls of the page; all else is there without it."""
 
 
 def text_table(table: Sequence[Mapping[str, Any]]) -> str:
@@ -121,26 +137,34 @@ def write_report(
     curves: Curves,
     samples: Sequence[Mapping[str, Any]],
     notes: Sequence[str] = (),
-    scatter: Scatter | None = None,
+    pictures: Sequence[Picture] = (),
     intervals: str = "over episodes (ℓ: over held-out rows)",
+    extra: Sequence[str] = (),
 ) -> None:
     """Write one self-contained HTML file.
 
     Args:
         facts: what the run was, by name.
         table: as in `text_table`.
-        samples: dialogues with `title`, `before` and `after` (messages), `before_success` and `after_success`.
+        samples: the same episode of several policies: `title`, and `sides`, each with `name`, `messages`, `success` and
+            `rewards` (by name).
         notes: sentences for the reader, above the table.
-        scatter: a drawing below the table.
+        pictures: below the table, before the learning curves.
         intervals: what the intervals are over.
+        extra: more HTML behind the table.
     """
+    names = [str(row["name"]) for row in table]
+    learning = [Picture(name, "optimiser step", "", lines) for name, lines in curves.items()]
+    drawn = {name for picture in [*pictures, *learning] for name in picture.series}
     parts = [
         *[f"<p>{escape(note)}</p>" for note in notes],
-        f"<h2>Evaluation</h2><div class='wide'>{_html_table(table)}</div>",
+        f"<h2>Evaluation</h2>{html_table(table)}",
         f"<p class='meaning'>In brackets: 95% interval {escape(intervals)}.</p>",
-        f"<div class='plots'>{_scatter_plot(scatter)}</div>" if scatter and scatter.points else "",
-        f"<h2>Learning curves</h2><div class='plots'>{_plots(curves)}</div>" if curves else "",
-        "<h2>The same episodes before and after</h2>" if samples else "",
+        *extra,
+        _controls([name if name in drawn else None for name in names]),
+        f"<div class='plots'>{html_of(pictures, names, 'picture')}</div>" if pictures else "",
+        f"<h2>Learning curves</h2><div class='plots'>{html_of(learning, names, 'plot')}</div>" if learning else "",
+        "<h2>The same episodes by each policy</h2>" if samples else "",
         *[_sample(sample, opened=number == 0) for number, sample in enumerate(samples)],
         f"<h2>What the words mean</h2>{definitions({**dict(METRICS[m] for m in _metrics_in(table)), **_met(curves)})}",
         f"<h2>The run</h2>{definitions(facts)}",
@@ -155,10 +179,23 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join([f"<h1>{escape(title)}</h1>", *parts])
-        + "\n</body></html>\n",
+        + "\n".join(["<main>", f"<h1>{escape(title)}</h1>", *parts, "</main>"])
+        + f"\n<script>{SCRIPT}</script></body></html>\n",
     )
     return path
+
+
+def _controls(names: Sequence[str | None]) -> str:
+    """Boxes that show and hide a policy in all pictures; where scripts do not run there are none."""
+    if len(names) - names.count(None) < 2:
+        return ""
+    boxes = "".join(
+        f"<label><input type='checkbox' checked data-shows='{number}'>"
+        f"<span class='swatch' style='background: {COLOURS[number % len(COLOURS)]}'></span>{escape(name)}</label>"
+        for number, name in enumerate(names)
+        if name is not None
+    )
+    return f"<fieldset class='controls' hidden><legend>Show</legend>{boxes}</fieldset>"
 
 
 def _met(curves: Curves) -> dict[str, str]:
@@ -170,27 +207,37 @@ def definitions(items: Mapping[str, str]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items()) + "</dl>"
 
 
-def _html_table(table: Sequence[Mapping[str, Any]]) -> str:
+def html_table(table: Sequence[Mapping[str, Any]], caption: str = "Each policy on the evaluation episodes") -> str:
+    """The table of `text_table`, with all metrics."""
     metrics = _metrics_in(table)
-    head = "".join(f"<th>{escape(METRICS[m][0])}</th>" for m in metrics)
+    head = "".join(f"<th scope='col'>{escape(METRICS[m][0])}</th>" for m in metrics)
     rows = []
     for row in table:
         cells = "".join(
             f"<td>{_number(row.get(m))}<span class='interval'>{_interval(row.get(m))}</span></td>" for m in metrics
         )
-        rows.append(f"<tr><td>{escape(str(row['name']))}</td>{cells}</tr>")
-    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        rows.append(f"<tr><th scope='row'>{escape(str(row['name']))}</th>{cells}</tr>")
+    return (
+        f"<div class='wide' tabindex='0' role='region' aria-label='{escape(caption)}'><table><thead><tr><td></td>{head}"
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
 def _sample(sample: Mapping[str, Any], opened: bool) -> str:
     sides = "".join(
-        f"<div><p class='role'>{side}{_outcome(sample.get(f'{side}_success'))}</p>{_bubbles(sample[side])}</div>"
-        for side in ("before", "after")
+        f"<div><p class='role'>{escape(side['name'])}{_outcome(side.get('success'))}{_rewards(side.get('rewards'))}</p>"
+        f"{_bubbles(side['messages'])}</div>"
+        for side in sample["sides"]
     )
     return (
         f"<details{' open' if opened else ''}><summary>{escape(str(sample['title']))}</summary>"
         f"<div class='pair'>{sides}</div></details>"
     )
+
+
+def _rewards(rewards: Mapping[str, float | None] | None) -> str:
+    said = ", ".join(f"{name} {value:.2f}" for name, value in (rewards or {}).items() if value is not None)
+    return f"; {escape(said)}" if said else ""
 
 
 def _outcome(success: Any) -> str:
@@ -200,63 +247,3 @@ def _outcome(success: Any) -> str:
 def _bubbles(messages: Sequence[Mapping[str, str]]) -> str:
     said = [(escape(message["role"]), escape(message["content"])) for message in messages]
     return "".join(f"<div class='said {role}'><span class='role'>{role}</span> {text}</div>" for role, text in said)
-
-
-def _renamed(svg: str, prefix: str) -> str:
-    """Put a prefix before the ids of a drawing: matplotlib gives the same ones to each, and a page has them once."""
-    ids = re.compile(r'(\bid="|href="#|url\(#)')
-    return re.sub(r"<[^>]+>", lambda tag: ids.sub(rf"\g<1>{prefix}", tag.group()), svg)
-
-
-def _plots(curves: Curves) -> str:
-    """One drawing of lines per title."""
-
-    def draw(axes: Any, lines: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-        for name, points in lines.items():
-            if points:
-                steps, values = zip(*points, strict=True)
-                axes.plot(steps, values, label=name, linewidth=1.6, marker="o" if len(points) < 15 else None, ms=3)
-        axes.set_xlabel("optimiser step")
-        if axes.lines:
-            axes.legend(frameon=False)
-
-    return "".join(
-        drawing(f"plot{number}-", title, partial(draw, lines=lines))
-        for number, (title, lines) in enumerate(curves.items())
-    )
-
-
-def _scatter_plot(scatter: Scatter) -> str:
-    def draw(axes: Any) -> None:
-        for name, (x, y) in scatter.points.items():
-            # an interval that is not known has no bar
-            bars = [[[_length(v[0], v[1])], [_length(v[2], v[0])]] for v in (x, y)]
-            axes.errorbar(x[0], y[0], xerr=bars[0], yerr=bars[1], fmt="o", ms=5, capsize=2, label=name)
-        axes.set(xlabel=scatter.x, ylabel=scatter.y)
-        axes.legend(frameon=False)
-
-    return drawing("scatter-", scatter.title, draw)
-
-
-def _length(high: float, low: float) -> float:
-    return abs(high - low) if math.isfinite(high - low) else 0.0
-
-
-def drawing(prefix: str, title: str, draw: Callable[[Any], None]) -> str:
-    """What `draw` puts on the axes, as SVG to stand inside the page."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    # a fixed salt: the same run gives the same file; text stays text
-    look = {"svg.fonttype": "none", "svg.hashsalt": "rlobj", "font.size": 10, "text.parse_math": False}
-    with mpl.rc_context(look):
-        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        axes.set_title(title)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    return _renamed(svg[svg.index("<svg") :], prefix)

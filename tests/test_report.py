@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rlobj.report import CURVE_MEANINGS, METRICS, text_table, write_report
+from rlobj.pictures import Picture, Point
+from rlobj.report import CURVE_MEANINGS, METRICS, SCRIPT, text_table, write_report
 
 NAN = math.nan
 TABLE = [
@@ -16,7 +17,11 @@ TABLE = [
     {"name": "λ = 0", "success": (0.75, 0.6, 0.9), "return": (NAN, NAN, NAN), "ell": None},
     {"name": "λ=0.1 <b>&", "success": (1.0, 1.0, 1.0), "return": (12.0, None, None)},
 ]
-VOID = {"meta", "br", "link", "img"}
+SAID = {"role": "user", "content": "one\ntwo"}
+ANSWER = {"role": "assistant", "content": "three"}
+FOUND = {"role": "tool", "content": '{"found": 1}'}
+PARETO = Picture("return against ℓ", "ℓ", "return", {"λ = 0": [Point(1.5, 2.0, 1.0, 3.0, 1.25, 1.75)]}, joined=False)
+VOID = {"meta", "br", "link", "img", "input"}
 EVIL = "<script>alert('x')</script> & \"</div>\" $a_b$ --> id=x"
 
 
@@ -49,7 +54,7 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] != ["style"] and self.open[-1:] != ["script"]:
             self.words.append(data)
 
 
@@ -59,20 +64,33 @@ def report(path, **changes):
         "facts": {"seed": "3", "environment": "a<b"},
         "table": TABLE,
         "curves": {
-            "return": {"λ=0": [(1, 0.1), (2, 0.3)], "λ=0.1": [(1, 0.2), (2, NAN), (3, 0.5)]},
-            "λ‖∇ℓ‖ / ‖∇R‖": {"λ=0.1": [(1, 0.2)]},
+            "return": {
+                "λ = 0": [Point(1, 0.1), Point(2, 0.3, 0.2, 0.4)],
+                "λ=0.1 <b>&": [Point(1, 0.2), Point(2, NAN), Point(3, 0.5)],
+            },
+            "λ‖∇ℓ‖ / ‖∇R‖": {"λ=0.1 <b>&": [Point(1, 0.2)]},
         },
         "samples": [
             {
                 "title": "episode 7",
-                "before": [{"role": "user", "content": "one\ntwo"}, {"role": "assistant", "content": "three"}],
-                "after": [{"role": "tool", "content": '{"found": 1}'}],
-                "before_success": False,
-                "after_success": True,
+                "sides": [
+                    {
+                        "name": "warm start",
+                        "messages": [SAID, {"role": "assistant", "content": "three"}],
+                        "success": False,
+                    },
+                    {
+                        "name": "λ = 0",
+                        "messages": [FOUND],
+                        "success": True,
+                        "rewards": {"return": 1.25, "polite": None},
+                    },
+                ],
             },
-            {"title": "episode 8", "before": [], "after": []},
+            {"title": "episode 8", "sides": [{"name": "λ = 0", "messages": []}]},
         ],
         "notes": ["A note."],
+        "pictures": [PARETO],
     }
     write_report(path, **{**content, **changes})
     return path.read_text(encoding="utf-8")
@@ -110,24 +128,46 @@ def test_page_shows_every_policy_metric_curve_and_dialogue(tmp_path):
     assert METRICS["kl"][1] not in page.text, "nothing is explained that is not shown"
     assert "0.75 [0.60, 0.90]" in page.text
     assert "nan" not in page.text.lower() and "None" not in page.text
-    assert page.tags.count("svg") == 2 and page.tags.count("details") == 2
-    for said in ("λ‖∇ℓ‖ / ‖∇R‖", "λ=0.1", "optimiser step", "A note.", "demo & more", "a<b", "three", "episode 8"):
+    assert page.tags.count("svg") == 3 and page.tags.count("details") == 2 + 3, "dialogues, and numbers of pictures"
+    for said in ("λ‖∇ℓ‖ / ‖∇R‖", "λ=0.1 <b>&", "optimiser step", "A note.", "demo & more", "a<b", "three", "episode 8"):
         assert said in page.text
     assert "how strongly the supervised term pulls" in page.text
-    assert page.text.index("task not done") < page.text.index("task done ✓")
+    assert page.text.index("task not done") < page.text.index("task done ✓; return 1.25")
+    assert "kind" not in page.text, "a part that said nothing of this episode"
+
+
+def test_the_numbers_behind_a_picture_are_there_to_copy(tmp_path):
+    html = report(tmp_path / "report.html")
+    numbers = re.findall(r"<pre [^>]*>(.*?)</pre>", html, re.DOTALL)
+    assert numbers[0].splitlines() == ["policy,ℓ,return,low,high,ℓ low,ℓ high", "λ = 0,1.5,2,1,3,1.25,1.75"]
+    assert numbers[1].splitlines()[:3] == [
+        "policy,optimiser step,value,low,high",
+        "λ = 0,1,0.1,,",
+        "λ = 0,2,0.3,0.2,0.4",
+    ]
+    assert "λ=0.1 &lt;b&gt;&amp;,2,,," in numbers[1]
+
+
+def test_every_policy_has_a_box_that_names_what_is_drawn_of_it(tmp_path):
+    page = Page(report(tmp_path / "report.html"))
+    boxes = [value for name, value in page.attributes if name == "data-shows"]
+    assert boxes == ["1", "2"], "nothing is drawn of the warm start"
+    drawn = [value for name, value in page.attributes if name == "data-series"]
+    assert set(drawn) == set(boxes)
+    assert drawn.count("1") == 7 + 2, "a mark with its bars and caps, a line with its band"
 
 
 def test_titles_that_are_explained_are_those_a_run_gives(tmp_path):
     from rlobj.pipeline import CURVES
 
     assert set(CURVE_MEANINGS) <= set(CURVES.values())
-    page = Page(report(tmp_path / "report.html", curves={title: {"λ=0": [(1, 0.5)]} for title in CURVES.values()}))
+    page = Page(report(tmp_path / "report.html", curves={title: {"λ=0": [Point(1, 0.5)]} for title in CURVES.values()}))
     assert all(meaning in page.text for meaning in CURVE_MEANINGS.values())
 
 
 def test_cells_without_a_value_hold_a_dash(tmp_path):
     html = report(tmp_path / "report.html")
-    row = re.search(r"<tr><td>λ = 0</td>(.*?)</tr>", html).group(1)
+    row = re.search(r"<tr><th scope='row'>λ = 0</th>(.*?)</tr>", html).group(1)
     assert re.sub("<[^>]*>", "|", row).split("|")[1] == "0.75"
     assert re.findall(r"<td>([^<]*)<span class='interval'>([^<]*)</span></td>", row) == [
         ("0.75", " [0.60, 0.90]"), ("–", ""), ("–", "")
@@ -142,23 +182,23 @@ def test_text_is_never_markup(tmp_path, place):
         "facts": {"facts": {EVIL: EVIL}},
         "notes": {"notes": [EVIL]},
         "name": {"table": [{**TABLE[0], "name": EVIL}]},
-        "curve": {"curves": {EVIL: {"a": [(0, 1.0)]}}},
-        "line": {"curves": {"c": {EVIL: [(0, 1.0)]}}},
-        "sample": {"samples": [{"title": EVIL, "before": [], "after": []}]},
-    }.get(place, {"samples": [{"title": "t", "before": [message], "after": [message]}]})
+        "curve": {"curves": {EVIL: {"a": [Point(0, 1.0)]}}},
+        "line": {"curves": {"c": {EVIL: [Point(0, 1.0)]}}},
+        "sample": {"samples": [{"title": EVIL, "sides": [{"name": EVIL, "messages": [], "rewards": {EVIL: 1.0}}]}]},
+    }.get(place, {"samples": [{"title": "t", "sides": [{"name": "a", "messages": [message]}]}]})
     html = report(tmp_path / "report.html", **changes)
     page = Page(html)
-    assert "script" not in page.tags and "<script" not in html
+    assert page.tags.count("script") == html.count("<script") == 1 and f"<script>{SCRIPT}</script>" in html
     assert not re.search(r"&(?!#?\w+;)", html), "every & is an escape"
     assert EVIL in page.text
     assert not any(name.startswith("on") for name, _ in page.attributes)
-    assert all("script" not in value for name, value in page.attributes if place != "role")
+    assert all("script" not in value for name, value in page.attributes if name not in ("aria-label", "class"))
 
 
 def test_page_needs_nothing_from_elsewhere(tmp_path):
     html = report(tmp_path / "report.html")
     page = Page(html)
-    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not {"link", "img", "iframe", "object"} & set(page.tags)
     for name, value in page.attributes:
         if name in ("src", "href", "xlink:href"):
             assert value.startswith("#"), f"{name}={value}"
@@ -180,9 +220,9 @@ def test_same_input_same_bytes(tmp_path):
 
 
 def test_little_to_show_is_still_a_page(tmp_path):
-    page = Page(report(tmp_path / "report.html", curves={}, samples=[], notes=[]))
-    assert "Learning curves" not in page.text and "before and after" not in page.text
-    page = Page(report(tmp_path / "report.html", curves={"return": {"λ=0": []}}))
+    page = Page(report(tmp_path / "report.html", curves={}, samples=[], notes=[], pictures=[]))
+    assert "Learning curves" not in page.text and "by each policy" not in page.text
+    page = Page(report(tmp_path / "report.html", curves={"return": {"λ = 0": []}}))
     assert "optimiser step" in page.text
 
 
