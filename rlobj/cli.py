@@ -32,6 +32,7 @@ Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
 
   rlobj run RECIPE [--dotted.name VALUE ...]   train, evaluate and report what a recipe says
   rlobj compare RECIPE --lambdas 0 0.1 1       several λ and seeds from one warm start: which λ?
+  rlobj report DIR [DIR]                       a report again, or two comparisons side by side
   rlobj chat RUN [--policy NAME]               talk to a trained policy
   rlobj reward RECIPE                          a recipe's reward model alone
   rlobj judge REWARD PAIRS                     how far a reward can be trusted
@@ -83,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], None]] = {
-        "run": _run, "compare": _compare, "chat": _chat, "reward": _reward, "try-reward": _try_reward, "judge": _judge,
+        "run": _run, "compare": _compare, "report": _report, "chat": _chat, "reward": _reward,
+        "try-reward": _try_reward, "judge": _judge,
         "serve-reward": _serve_reward, "list": _list, "new-domain": _new_domain,
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -203,6 +205,29 @@ def _compare(arguments: list[str]) -> None:
     from rlobj.comparison import compare
 
     compare(config, values, given.seeds, given.workers, given.ell_bound)
+
+
+def _report(arguments: list[str]) -> None:
+    parser = _Parser(
+        prog="rlobj report",
+        description="Write the report of a run or a comparison again from its results, of a comparison that still runs "
+        "too; of two comparisons, one report that lays them side by side.",
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="what rlobj run or rlobj compare wrote")
+    parser.add_argument("other", metavar="DIR", type=Path, nargs="?", help="a second comparison")
+    given = parser.parse_args(arguments)
+    _be_calm()
+    from rlobj.compared import PLAN, find, load_comparison
+    from rlobj.comparison_report import conclude, write_side_by_side
+    from rlobj.pipeline import report_again
+
+    if given.other is not None:
+        path = write_side_by_side(*[find(load_comparison(each)) for each in (given.directory, given.other)])
+        print(f"report   {path}")
+    elif (given.directory / PLAN).exists():
+        conclude(find(load_comparison(given.directory)))
+    else:
+        print(f"report   {report_again(given.directory)}")
 
 
 def _reward(arguments: list[str]) -> None:

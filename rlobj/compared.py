@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,19 +17,15 @@ from typing import Any
 from datasets import Dataset
 
 import rlobj.report as report
-from rlobj import __version__
 from rlobj.config import RunConfig, dump
 from rlobj.intervals import (
     Interval,
     interquartile_mean,
-    mean_interval_over_seeds,
     over_seeds,
     probability_of_improvement,
 )
 from rlobj.lambdas import lambda_name
-from rlobj.pictures import Picture, Point
-from rlobj.pipeline import WARM_START, lambda_directory, lambda_title, policy_curves, samples
-from rlobj.progress import say
+from rlobj.pipeline import WARM_START, lambda_directory, lambda_title
 from rlobj.recipes import load_recipe
 from rlobj.runs import atomic_write_json, atomic_write_text, read_outputs
 
@@ -221,8 +216,20 @@ def _keep_best(directory: Path, best: Summary, results: Mapping[Trial, Mapping[s
     partial.rename(directory / BEST)
 
 
-def conclude(comparison: Comparison, failed: Sequence[Trial] = ()) -> Path:
-    """Write and say what the trials that have ended came to; return the path of the report.
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the trials of a comparison that have ended came to."""
+
+    comparison: Comparison
+    results: Mapping[Trial, Mapping[str, Any]]
+    """for each trial, by policy (WARM_START, λ): `per_episode` values of each metric, and `episodes`"""
+    summaries: Sequence[Summary]
+    best: Summary | None
+    advice: str
+
+
+def find(comparison: Comparison, failed: Sequence[Trial] = ()) -> Findings:
+    """Gather what the trials wrote.
 
     Args:
         failed: trials that ended without a result in this call.
@@ -236,33 +243,17 @@ def conclude(comparison: Comparison, failed: Sequence[Trial] = ()) -> Path:
         if trial not in failed and (trial.directory / "evaluation" / "stage.json").exists()
     }
     if not results:
-        raise ValueError(f"no trial succeeded; the first one's log: {comparison.trials[0].log}")
-    directory, summaries = comparison.directory, summarise(results)
+        raise ValueError(f"no trial has a result; the first one's log: {comparison.trials[0].log}")
+    summaries = summarise(results)
     best, advice = recommend(summaries, comparison.ell_bound)
-    if best is not None:
-        _keep_best(directory, best, results)
-    _write(comparison, summaries, advice, results)
-    say("")
-    say(report.text_table([{"name": s.name, **s.mean} for s in summaries]))
-    say(f"\n{advice}\n\nreport   {directory / 'report.html'}\nresults  {directory / 'results.csv'}")
-    if best is not None:
-        say(f"policy   {directory / BEST}")
-    return directory / "report.html"
+    return Findings(comparison, results, summaries, best, advice)
 
 
-def score(trial: Trial) -> tuple[str, float]:
-    """The true measure of a trial that has ended: its name and mean."""
-    metrics = read_outputs(trial.directory / "evaluation")["results"][lambda_title(trial.lambda_sup)]["per_episode"]
-    true = true_measure(metrics)
-    return true, fmean(metrics[true])
-
-
-def _write(
-    comparison: Comparison, summaries: Sequence[Summary], advice: str, results: Mapping[Trial, Mapping[str, Any]]
-) -> None:
-    directory = comparison.directory
+def write_results(found: Findings) -> None:
+    """Write results.csv and .parquet (a row per trial and policy), summary.json, and the best policy."""
+    directory = found.comparison.directory
     rows = []
-    for trial, result in results.items():
+    for trial, result in found.results.items():
         for policy, values in result.items():
             means = {name: fmean(v) for name, v in values["per_episode"].items()}
             rows.append({"lambda": lambda_name(trial.lambda_sup), "seed": trial.seed, "policy": policy, **means})
@@ -276,81 +267,14 @@ def _write(
     partial = directory / "results.parquet.writing"
     Dataset.from_list(rows).to_parquet(str(partial))
     os.replace(partial, directory / "results.parquet")
-    atomic_write_json(
-        directory / "summary.json",
-        {"recommendation": advice, "lambdas": [{"name": s.name, **asdict(s)} for s in summaries]},
-    )
-    command = ["rlobj", "compare", str(comparison.recipe), "--lambdas", *map(lambda_name, comparison.lambdas)]
-    command += ["--seeds", str(comparison.seeds), "--ell_bound", f"{comparison.ell_bound:g}"]
-    report.write_report(
-        directory / "report.html",
-        title=f"{comparison.config.name}: λ compared",
-        facts={
-            "environment": comparison.config.env.id,
-            "seeds": ", ".join(f"{s.name}: {s.seeds}" for s in summaries[1:]),
-            "made by": shlex.join(command),
-            "rlobj": __version__,
-        },
-        table=[{"name": s.name, **s.mean} for s in summaries],
-        curves=_mean_curves(results),
-        samples=_samples(results),
-        notes=[
-            advice,
-            *[f"{s.name}: {_improvement(s)}" for s in summaries[1:]],
-            "Pareto front of return against ℓ: " + ", ".join(s.name for s in summaries if s.on_front) + ".",
-            *[
-                f"{trial.name} has no result; its log is {trial.log}."
-                for trial in comparison.trials
-                if trial not in results
-            ],
-        ],
-        pictures=[_pareto(summaries)] if "ell" in summaries[0].mean else [],
-        intervals="over seeds and the episodes of each (ℓ: held-out rows)",
-    )
+    lambdas = [{"name": s.name, **asdict(s)} for s in found.summaries]
+    atomic_write_json(directory / "summary.json", {"recommendation": found.advice, "lambdas": lambdas})
+    if found.best is not None:
+        _keep_best(directory, found.best, found.results)
 
 
-def _improvement(summary: Summary) -> str:
-    parts = []
-    for what, value in (("the warm start", summary.better_than_warm_start), ("λ = 0", summary.better_than_zero)):
-        if value is not None:
-            mean, low, high = value
-            interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
-            parts.append(f"better than {what} with probability {mean:.2f}{interval}")
-    return ", ".join(parts)
-
-
-def _samples(results: Mapping[Trial, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The same episodes of the warm start and of each λ's first seed."""
-    policies: dict[str, Any] = {}
-    for result in results.values():  # seed by seed
-        policies = {**result, **policies}
-    return samples({WARM_START: policies.pop(WARM_START), **policies})
-
-
-def _pareto(summaries: Sequence[Summary]) -> Picture:
-    ends = {s.name: (s.mean["ell"], s.mean["return"]) for s in summaries if "ell" in s.mean}
-    return Picture(
-        "return against ℓ",
-        "ℓ",
-        "return",
-        {name: [Point(ell[0], back[0], *back[1:], *ell[1:])] for name, (ell, back) in ends.items()},
-        joined=False,
-        note="Further up is more reward, further left is closer to the labels.",
-    )
-
-
-def _mean_curves(results: Mapping[Trial, Any]) -> report.Curves:
-    """Learning curves, for each λ the mean over seeds with its interval."""
-    gathered: dict[str, dict[str, dict[float, list[float]]]] = {}
-    for trial in results:
-        for title, points in policy_curves(trial.directory, trial.lambda_sup).items():
-            of_lambda = gathered.setdefault(title, {}).setdefault(lambda_title(trial.lambda_sup), {})
-            for point in points:
-                of_lambda.setdefault(point.x, []).append(point.y)
-    return {
-        title: {
-            name: [Point(step, *mean_interval_over_seeds(values)) for step, values in sorted(steps.items())]
-            for name, steps in lines.items()
-        }
-        for title, lines in gathered.items()
-    }
+def score(trial: Trial) -> tuple[str, float]:
+    """The true measure of a trial that has ended: its name and mean."""
+    metrics = read_outputs(trial.directory / "evaluation")["results"][lambda_title(trial.lambda_sup)]["per_episode"]
+    true = true_measure(metrics)
+    return true, fmean(metrics[true])

@@ -20,7 +20,8 @@ from statistics import fmean
 import torch
 
 import rlobj.report as report
-from rlobj.compared import Comparison, Trial, conclude, score
+from rlobj.compared import Comparison, Trial, find, score
+from rlobj.comparison_report import conclude
 from rlobj.config import RunConfig
 from rlobj.lambdas import as_lambda, lambda_name
 from rlobj.pipeline import Interrupted, lambda_title, prepare
@@ -54,7 +55,7 @@ def compare(
     comparison = Comparison(directory, config, values, seeds, ell_bound)
     comparison.save()
     failed = _run_all(comparison, shared, workers or _cores_for(comparison.trials))
-    return conclude(comparison, failed)
+    return conclude(find(comparison, failed))
 
 
 def _check(lambdas: Sequence[float | str], seeds: int, ell_bound: float) -> None:

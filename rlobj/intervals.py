@@ -114,15 +114,28 @@ def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -
     Returns: (value, low, high); the ends are NaN where either has a single seed.
     """
     x, y = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
-    value = float(_share_above(x, y))
+    value = float(_share_of_pairs(x, y))
     if len(x) < 2 or len(y) < 2:
         return value, math.nan, math.nan
     rng = np.random.default_rng(0)
-    drawn = _share_above(rng.choice(x, (RESAMPLES, len(x))), rng.choice(y, (RESAMPLES, len(y))))
+    drawn = _share_of_pairs(rng.choice(x, (RESAMPLES, len(x))), rng.choice(y, (RESAMPLES, len(y))))
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return value, float(low), float(high)
 
 
-def _share_above(x: np.ndarray, y: np.ndarray) -> Any:
+def share_above(values: Sequence[float], level: float) -> Interval:
+    """Share of the values above a level, with a bootstrap percentile interval: a point of a performance profile.
+
+    Returns: (share, low, high); the ends are NaN for a single value.
+    """
+    above = (np.asarray(values, dtype=float) > level).astype(float)
+    if len(above) < 2:
+        return float(above.mean()), math.nan, math.nan
+    drawn = np.random.default_rng(0).choice(above, (RESAMPLES, len(above))).mean(axis=1)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(above.mean()), float(low), float(high)
+
+
+def _share_of_pairs(x: np.ndarray, y: np.ndarray) -> Any:
     """Share of pairs in which x is above y along the last axes, ties half."""
     return (np.sign(x[..., :, None] - y[..., None, :]).mean(axis=(-2, -1)) + 1) / 2

@@ -35,6 +35,7 @@ from rlobj.lambdas import lambda_name
 from rlobj.pictures import Point
 from rlobj.policies import load_causal, load_encoder, load_tokenizer, make_causal, make_encoder, make_tokenizer
 from rlobj.progress import StopWhenAsked, TrainingBar, bar, say
+from rlobj.recipes import load_recipe
 from rlobj.rollout import Sampling
 from rlobj.runs import (
     atomic_write_json,
@@ -524,7 +525,11 @@ class _Run:
             table=evaluation["table"],
             curves=curves,
             samples=samples(evaluation["results"]),
-            notes=_warnings(self.directory, self.config.objective.lambdas),
+            notes=[
+                f"Warning: {lambda_title(lam)}, up to step {each['step']}: {each['text']}."
+                for lam in self.config.objective.lambdas
+                for each in warnings_of(self.directory, lam)
+            ],
         )
         return path
 
@@ -538,14 +543,10 @@ def _bytes_needed(policy: PolicyConfig, stages: int) -> int:
     return weights * (stages + 3 * CHECKPOINTS_AT_ONCE)
 
 
-def _warnings(run_dir: Path, lambdas: Sequence[float | str]) -> list[str]:
-    """What the trainings of the policies were warned of, for the report."""
-    told = {lam: read_outputs(lambda_directory(run_dir, lam)).get("warnings", []) for lam in lambdas}
-    return [
-        f"Warning: {lambda_title(lam)}, up to step {each['step']}: {each['text']}."
-        for lam, warnings in told.items()
-        for each in warnings
-    ]
+def warnings_of(run_dir: Path, lambda_sup: float | str) -> list[dict[str, Any]]:
+    """What the training of the policy of one λ was warned of: `kind`, `step` and `text`."""
+    told: list[dict[str, Any]] = read_outputs(lambda_directory(run_dir, lambda_sup)).get("warnings", [])
+    return told
 
 
 def _named(section: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -605,6 +606,18 @@ def samples(results: Mapping[str, Any], most: int = 4) -> list[dict[str, Any]]:
         }
         for n in chosen
     ]
+
+
+def report_again(run_dir: Path) -> Path:
+    """Write the report of a finished run again, from what its stages wrote; return its path.
+
+    Raises:
+        ValueError: the directory holds no finished run.
+    """
+    if not (run_dir / "config.yaml").exists() or not (run_dir / "evaluation" / "stage.json").exists():
+        raise ValueError(f"{run_dir} holds no finished run: expected what rlobj run or rlobj compare wrote")
+    config = load_recipe(str(run_dir / "config.yaml"), [f"--name={run_dir.name}", f"--output_dir={run_dir.parent}"])
+    return _Run(config, make_task(config)).report(read_outputs(run_dir / "evaluation"))
 
 
 def load_summary(run_dir: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from test_pipeline import SMALL
 from transformers import AutoModelForCausalLM
 
 from rlobj.cli import main
-from rlobj.compared import Summary, Trial, recommend, summarise
+from rlobj.compared import Summary, Trial, find, load_comparison, recommend, summarise
 from rlobj.comparison import compare
-from rlobj.intervals import interquartile_mean, over_seeds, probability_of_improvement
+from rlobj.intervals import interquartile_mean, over_seeds, probability_of_improvement, share_above
 from rlobj.pipeline import WARM_START, lambda_title
 from rlobj.recipes import load_recipe
 
@@ -65,6 +66,14 @@ def test_probability_of_improvement_counts_pairs():
     assert low <= value <= high
     assert probability_of_improvement([1, 2], [3, 4])[0] == 0
     assert math.isnan(probability_of_improvement([1.0], [0.0])[1])
+
+
+def test_a_performance_profile_is_the_share_above_a_level():
+    share, low, high = share_above([0.1, 0.2, 0.3, 0.4], 0.25)
+    assert share == 0.5
+    assert 0 <= low < 0.5 < high <= 1
+    assert share_above([0.5, 0.6], 0.1) == (1, 1, 1)
+    assert math.isnan(share_above([0.5], 0.1)[1])
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
@@ -138,6 +147,39 @@ def test_it_writes_a_table_for_people_and_for_programs(compared):
     page = (compared / "report.html").read_text(encoding="utf-8")
     assert "return against ℓ" in page
     assert "rlobj compare" in page
+
+
+def test_the_report_is_written_again_from_the_results(compared, capsys):
+    page = compared / "report.html"
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
+    assert main(["report", str(compared)]) == 0
+    assert page.read_text(encoding="utf-8") == before
+    assert "performance profile" in before and "Interquartile means" in before
+    assert str(page) in capsys.readouterr().out
+    trial = compared / "trials/lambda=0/seed-0"
+    (trial / "report.html").unlink()
+    assert main(["report", str(trial)]) == 0
+    assert "warm start" in (trial / "report.html").read_text(encoding="utf-8")
+
+
+def test_two_comparisons_stand_side_by_side(compared, tmp_path, capsys):
+    other = shutil.copytree(compared, tmp_path / "other")
+    assert main(["report", str(compared), str(other)]) == 0
+    page = (compared / "against-other.html").read_text(encoding="utf-8")
+    for name in (compared.name, "other"):
+        assert f"{name}: λ = 0" in page and f"{name}: λ = lagrange:factor=1.1" in page
+    assert page.count("return against ℓ") >= 1
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_a_comparison_without_a_result_says_where_to_look(compared, tmp_path):
+    other = shutil.copytree(compared, tmp_path / "other")
+    for stage in other.glob("trials/*/*/evaluation"):
+        shutil.rmtree(stage)
+    with pytest.raises(ValueError, match=r"no trial has a result.*seed-0\.log"):
+        find(load_comparison(other))
 
 
 def test_the_warm_start_is_trained_once(compared):

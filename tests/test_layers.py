@@ -20,7 +20,10 @@ LAYERS = {
         "policies", "progress", "recipes", "trl_fields", "try_reward", "validation",
     ),
     "2 loops": ("bad_steps", "evaluation", "model_user", "reward_watch", "rollout", "supervised", "trainer"),
-    "3 story": ("chat", "compared", "comparison", "judging", "pictures", "pipeline", "report", "stages", "tasks"),
+    "3 story": (
+        "chat", "compared", "comparison", "comparison_report", "judging", "pictures", "pipeline", "report", "stages",
+        "tasks",
+    ),
     "4 verbs": ("cli", "__main__"),
 }  # fmt: skip
 """A module of layer 0 imports no other module of ours; of the others, none from a higher layer."""
