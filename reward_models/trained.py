@@ -6,6 +6,7 @@ Legend: B conversations in a batch, T tokens.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -18,9 +19,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from reward_models.protocol import Conversation
+
+logger = logging.getLogger(__name__)
 
 NORMALISATION = "reward_normalisation"
 """Field of a reward model's config.json: {"mean": …, "std": …} of its scores of what it was normalised on."""
@@ -32,12 +35,15 @@ class TrainedReward:
 
     A model that was normalised (`normalise`) gives (score − mean) / std.
 
-    Each conversation is scored once, however often it occurs; the batches hold conversations of similar length. One
-    that is too long for the model loses its beginning: the end shows how things went.
+    Each conversation is scored once, however often it occurs; a batch holds conversations of similar length, as many as
+    fit `max_tokens`. One that is too long for the model loses its beginning: the end shows how things went.
 
     Args:
         path: directory or Hub id of the model with its tokenizer. Only safetensors are read, no code is run.
-        batch_size: conversations in one forward pass.
+        max_tokens: in one forward pass, padding included (a longer conversation passes alone); None takes what suits
+            the device: few on a CPU, whose caches are small. Halved, and said, where memory runs out.
+        dtype: "float32"; "bfloat16", whose scores agree with those to 0.05 or, of large ones, 5%; or "auto": bfloat16
+            on a device that has instructions for it.
         device: where to score; None takes a GPU if there is one.
         label: of a classifier: the name of the label whose presence is rewarded.
         output: of a classifier: the label's "log_odds", or its "probability".
@@ -51,22 +57,33 @@ class TrainedReward:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        batch_size: int = 64,
+        max_tokens: int | None = None,
         device: str | None = None,
         label: str | None = None,
         output: str = "log_odds",
         raw: bool = False,
+        dtype: str = "float32",
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: expected at least 1")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}: expected at least 1")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
         if output not in OUTPUTS:
             raise ValueError(f"output is {output!r}: expected one of {', '.join(OUTPUTS)}")
-        self.path, self.batch_size = str(path), batch_size
+        self.path = str(path)
         self.__name__ = os.path.basename(os.path.normpath(self.path))  # the name in TRL's logs
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.max_tokens = max_tokens or MAX_TOKENS.get(self.device.type, MAX_TOKENS["cuda"])
+        if dtype == "auto":
+            dtype = "bfloat16" if _computes_in_bfloat16(self.device) else "float32"
         self.tokenizer = load_reward_tokenizer(self.path)
         with quiet():  # what transformers would report of missing weights is an error below
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+                path,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
             )
         self.label, self.output = _label_index(model.config, label, self.path), output
         if info["missing_keys"]:
@@ -76,7 +93,6 @@ class TrainedReward:
             )
         # a causal backbone finds the last token by it
         model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.max_length = context_length(model.config, self.tokenizer)
         fitted: dict[str, float] = {} if raw else getattr(model.config, NORMALISATION, {})
@@ -86,23 +102,29 @@ class TrainedReward:
         self, prompts: Sequence[str | Conversation], completions: Sequence[str | Conversation], **columns: Any
     ) -> list[float]:
         """Score prompt and completion together; texts are joined as they are, messages by the chat template."""
-        conversations = [
-            encode_conversation(self.tokenizer, prompt, completion, self.max_length)
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
-        return self.score_ids(conversations)
+        return self.score_ids(encode_conversations(self.tokenizer, prompts, completions, self.max_length))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def score_ids(self, conversations: Sequence[Sequence[int]]) -> list[float]:
         """Scores of conversations that are tokens already."""
         keys = [tuple(ids) for ids in conversations]
-        distinct = sorted(set(keys), key=len)
+        waiting = sorted(set(keys), key=len)
         scores: dict[tuple[int, ...], float] = {}
-        for start in range(0, len(distinct), self.batch_size):
-            chunk = distinct[start : start + self.batch_size]
+        while waiting:
+            rows = max(self.max_tokens // len(waiting[-1]), 1)  # the longest first: memory runs out at once or never
+            chunk = waiting[-rows:]
             ids, mask = self._padded(chunk)
-            logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
+            try:
+                logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                self.max_tokens = ids.numel() // 2
+                torch.accelerator.empty_cache()
+                logger.warning("%s: out of memory; from now on at most %d tokens at once", self.path, self.max_tokens)
+                continue
             scores |= dict(zip(chunk, self._scores(logits).tolist(), strict=True))
+            del waiting[-rows:]
         return [scores[key] for key in keys]
 
     def _scores(self, logits: torch.Tensor) -> torch.Tensor:
@@ -126,6 +148,17 @@ class TrainedReward:
 
 
 OUTPUTS = ("log_odds", "probability")
+DTYPES = ("float32", "bfloat16", "auto")
+MAX_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""In one forward pass, by kind of device."""
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for it; where it has none, bfloat16 is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def _label_index(config: Any, label: str | None, path: str) -> int | None:
@@ -274,15 +307,15 @@ def context_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | Non
 @contextmanager
 def quiet() -> Iterator[None]:
     """Neither progress bars nor warnings of transformers on the screen; its settings are put back afterwards."""
-    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        transformers_logging.set_verbosity(level)
         if has_bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
 
 
 _CONTROL_TOKENS: WeakKeyDictionary[PreTrainedTokenizerBase, re.Pattern[str]] = WeakKeyDictionary()
@@ -311,23 +344,39 @@ def encode_conversation(
     completion: str | Conversation,
     max_length: int | None,
 ) -> list[int]:
-    """Tokens of a conversation as reward models see it, in training and in use; a longer one keeps its end.
+    """`encode_conversations` of one."""
+    return encode_conversations(tokenizer, [prompt], [completion], max_length)[0]
+
+
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Conversation],
+    completions: Sequence[str | Conversation],
+    max_length: int | None,
+) -> list[list[int]]:
+    """Tokens of conversations as reward models see them, in training and in use; a longer one keeps its end.
 
     Raises:
-        TypeError: the prompt is text and the completion messages, or the other way round.
+        TypeError: a prompt is text and its completion messages, or the other way round.
         ValueError: there is nothing to score.
     """
+    texts = [_as_text(tokenizer, *both) for both in zip(prompts, completions, strict=True)]
+    encoded: list[list[int]] = []
+    if texts:
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    if not all(encoded):
+        raise ValueError("a conversation is empty: expected a prompt or a completion with some text")
+    return [ids[-max_length:] for ids in encoded] if max_length is not None else encoded
+
+
+def _as_text(tokenizer: PreTrainedTokenizerBase, prompt: str | Conversation, completion: str | Conversation) -> str:
     if isinstance(prompt, str) != isinstance(completion, str):
         raise TypeError(f"prompt is {type(prompt).__name__}, completion {type(completion).__name__}: expected one kind")
     if isinstance(prompt, str):
-        text = prompt + str(completion)
-    else:
-        messages = [
-            {"role": m["role"], "content": as_plain_text(tokenizer, m["content"])}  # type: ignore[index]
-            for m in (*prompt, *completion)
-        ]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    if not ids:
-        raise ValueError("a conversation is empty: expected a prompt or a completion with some text")
-    return ids[-max_length:] if max_length is not None else ids
+        return prompt + str(completion)
+    messages = [
+        {"role": m["role"], "content": as_plain_text(tokenizer, m["content"])}  # type: ignore[index]
+        for m in (*prompt, *completion)
+    ]
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+    return text

@@ -82,21 +82,65 @@ def test_scores_are_those_of_each_conversation_alone(saved: Path) -> None:
     prompts, completions = episodes(*ANSWERS)
     expected = [score_of_ids(saved, rendered(saved, *each)) for each in zip(prompts, completions, strict=True)]
     assert max(expected) - min(expected) > 0.01, "scores differ, so that a mixed-up order is seen"
-    for size in (1, 3, 64):
-        scores = TrainedReward(saved, batch_size=size)(prompts=prompts, completions=completions, success=[True] * 7)
+    for size in (1, 40, 4096):
+        scores = TrainedReward(saved, max_tokens=size)(prompts=prompts, completions=completions, success=[True] * 7)
         assert scores == pytest.approx(expected, abs=1e-5)
 
 
-def test_each_conversation_is_scored_once_in_batches_of_like_length(saved: Path) -> None:
-    reward = TrainedReward(saved, batch_size=2)
+def watch(reward: TrainedReward) -> list[tuple[int, ...]]:
+    """Lengths of the conversations of each forward pass, as they come."""
     widths: list[tuple[int, ...]] = []
     reward.model.register_forward_pre_hook(
         lambda module, args, kwargs: widths.append(tuple(kwargs["attention_mask"].sum(1).tolist())), with_kwargs=True
     )
-    reward(*episodes("the red door", "a", "the cat sat on the mat", "a", "the red door", "a dog ran to the red door"))
-    lengths = [n for batch in widths for n in batch]
-    assert [len(batch) for batch in widths] == [2, 2], "four that differ, of six"
-    assert lengths == sorted(lengths)
+    return widths
+
+
+SOME = ("the red door", "a", "the cat sat on the mat", "a", "the red door", "a dog ran to the red door")
+
+
+def test_each_conversation_is_scored_once_in_batches_of_like_length(saved: Path) -> None:
+    reward = TrainedReward(saved)
+    widths = watch(reward)
+    reward(*episodes(*SOME))
+    (lengths,) = widths
+    assert len(lengths) == 4, "four that differ, of six"
+    assert list(lengths) == sorted(lengths)
+    widths.clear()
+    reward.max_tokens = 2 * max(lengths)
+    reward(*episodes(*SOME))
+    assert all(len(batch) * max(batch) <= reward.max_tokens for batch in widths)
+    assert sorted(n for batch in widths for n in batch) == sorted(lengths)
+    assert 1 < len(widths) < 4
+
+
+def test_where_memory_runs_out_the_batches_become_smaller(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reward = TrainedReward(saved)
+    expected = reward(*episodes(*SOME))
+    forward = reward.model.forward
+
+    def small_memory(input_ids: torch.Tensor, **inputs: Any) -> Any:
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(reward.model, "forward", small_memory)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    assert reward(*episodes(*SOME)) == pytest.approx(expected, abs=1e-5)
+    assert "out of memory" in caplog.text
+
+
+def test_bfloat16_agrees_to_two_digits(saved: Path) -> None:
+    prompts, completions = episodes(*ANSWERS)
+    exact = torch.tensor(TrainedReward(saved)(prompts, completions))
+    coarse = TrainedReward(saved, dtype="bfloat16")
+    assert next(coarse.model.parameters()).dtype == torch.bfloat16
+    assert torch.allclose(torch.tensor(coarse(prompts, completions)), exact, atol=0.05, rtol=0.05)
+    assert TrainedReward(saved, dtype="auto").model.dtype in (torch.bfloat16, torch.float32)
+    with pytest.raises(ValueError, match="dtype is 'int8'"):
+        TrainedReward(saved, dtype="int8")
 
 
 def test_too_long_conversation_keeps_its_end(saved: Path) -> None:
@@ -136,7 +180,7 @@ def test_text_with_messages_and_nothing_are_errors(saved: Path) -> None:
 def test_padding_with_the_end_token_changes_no_score(tmp_path: Path) -> None:
     """Many tokenizers have no pad token; then the last token that is not the end token decides, padded or not."""
     save_causal(tmp_path, lambda tokenizer: setattr(tokenizer, "pad_token", None))
-    reward = TrainedReward(tmp_path, batch_size=8)
+    reward = TrainedReward(tmp_path)
     assert reward.tokenizer.pad_token == reward.tokenizer.eos_token
     prompts, completions = episodes(*ANSWERS)
     alone = [reward([p], [c])[0] for p, c in zip(prompts, completions, strict=True)]
@@ -180,8 +224,8 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
 
 
 def test_batch_size_is_checked(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        TrainedReward(tmp_path, batch_size=0)
+    with pytest.raises(ValueError, match="max_tokens is 0"):
+        TrainedReward(tmp_path, max_tokens=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # the older name, in TRL itself
