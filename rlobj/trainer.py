@@ -349,8 +349,8 @@ class ObjectiveTrainer(GRPOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if has_adalora(self.model):
             raise ValueError(
-                f"{resume_from_checkpoint} is of an AdaLoRA adapter: peft saves neither the importance of ranks nor those "
-                "that were cut, so training cannot go on from it; begin again, or use LoRA or IA3"
+                f"{resume_from_checkpoint} is of an AdaLoRA adapter: peft saves neither the importance of ranks nor "
+                "those that were cut, so training cannot go on from it; begin again, or use LoRA or IA3"
             )
         if self.exact_resume:
             require_exact(Path(resume_from_checkpoint), self.accelerator.num_processes)
