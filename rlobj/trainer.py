@@ -177,6 +177,12 @@ class ObjectiveTrainer(GRPOTrainer):
             raise ValueError(f"estimator is {self.estimator!r}: expected one of {', '.join(ESTIMATORS)}")
         if self.estimator != "grpo" and env is None:
             raise ValueError(f"estimator is {self.estimator}: it needs env, whose episodes say what each token earned")
+        for name, plain in (("repetition_penalty", 1.0), ("generation_kwargs", None), ("use_vllm", False)):
+            if env is not None and (given := getattr(args, name)) not in (plain, {}):
+                raise ValueError(
+                    f"{name} is {given!r}: episodes of env are sampled by rlobj itself, which has temperature, top_p, "
+                    f"top_k and min_p alone; set {name} to {plain}"
+                )
         if self.estimator in ("grpo", "rloo") and args.num_generations < 2:
             raise ValueError(
                 f"num_generations is {args.num_generations}: {self.estimator} compares at least 2 episodes"

@@ -8,13 +8,14 @@ from operator import itemgetter
 import gymnasium
 import pytest
 import torch
-from small import TEXTS, small_policy
+from small import TEXTS, small_args, small_policy
 
 import envs  # noqa: F401
 from envs.vector import TextVectorEnv
 from rlobj.chat_format import ChatFormat
 from rlobj.policies import load_causal, load_tokenizer
 from rlobj.rollout import Sampling, episode_prompt, episode_seed, factory_of, play
+from rlobj.trainer import ObjectiveTrainer
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +117,10 @@ def test_a_prompt_names_its_episode():
 def test_factory_needs_an_environment_that_was_made():
     with pytest.raises(TypeError, match=r"gymnasium\.make"):
         factory_of(gymnasium.make("CartPole-v1"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("repetition_penalty", 1.2), ("generation_kwargs", {"typical_p": 0.9})])
+def test_sampling_that_episodes_do_not_have_is_refused(policy, make_env, tmp_path, name, value):
+    env = gymnasium.make("rlobj/CustomerService-v0")
+    with pytest.raises(ValueError, match=f"{name} is .*sampled by rlobj itself"):
+        ObjectiveTrainer(policy[0], args=small_args(tmp_path, **{name: value}), env=env)
