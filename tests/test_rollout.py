@@ -124,3 +124,22 @@ def test_sampling_that_episodes_do_not_have_is_refused(policy, make_env, tmp_pat
     env = gymnasium.make("rlobj/CustomerService-v0")
     with pytest.raises(ValueError, match=f"{name} is .*sampled by rlobj itself"):
         ObjectiveTrainer(policy[0], args=small_args(tmp_path, **{name: value}), env=env)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.5}])
+def test_logps_are_those_of_the_tokens_that_may_be_drawn(policy, make_env, options):
+    (t,) = rollouts(policy, make_env, [2], temperature=0.7, **options).trajectories
+    with torch.no_grad():
+        p = (policy[0](input_ids=torch.tensor([t.prompt_ids + t.completion_ids])).logits[0] / 0.7).softmax(-1)
+    for i, (token, logp, own) in enumerate(zip(t.completion_ids, t.logps, t.policy_mask, strict=True)):
+        if not own:
+            continue
+        at = p[len(t.prompt_ids) + i - 1]
+        ranked = at.sort(descending=True).values
+        before = ranked.cumsum(0) - ranked  # what stands before each in the order of probability
+        least = {
+            "top_k": ranked[2],
+            "top_p": ranked[before < options.get("top_p", 1)].min(),
+            "min_p": options.get("min_p", 0) * ranked[0],
+        }[next(iter(options))]
+        assert logp == pytest.approx(float((at[token] / at[at >= least].sum()).log()), abs=1e-4)
