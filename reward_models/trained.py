@@ -209,7 +209,7 @@ class EnsembleReward:
     Args:
         paths: of the members; scores are compared with one another, so normalise each (`normalise`).
         kappa: κ ≥ 0; 0 for the mean.
-        label, output, raw: of every member, see TrainedReward.
+        others: of every member, see TrainedReward.
 
     Raises:
         ValueError: fewer than two members, κ below 0, or what TrainedReward says.
@@ -221,15 +221,18 @@ class EnsembleReward:
         self,
         paths: Sequence[str | os.PathLike[str]],
         kappa: float = 1.0,
+        max_tokens: int | None = None,
+        device: str | None = None,
         label: str | None = None,
         output: str = "log_odds",
         raw: bool = False,
+        dtype: str = "float32",
     ) -> None:
         if len(paths) < 2:
             raise ValueError(f"an ensemble has {len(paths)} members: expected at least 2")
         if not (math.isfinite(kappa) and kappa >= 0):
             raise ValueError(f"kappa is {kappa}: expected a finite number of at least 0")
-        self.members = [TrainedReward(path, label=label, output=output, raw=raw) for path in paths]
+        self.members = [TrainedReward(path, max_tokens, device, label, output, raw, dtype) for path in paths]
         self.kappa = kappa
 
     def __call__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 from transformers import TrainerCallback
@@ -21,6 +22,12 @@ RUNAWAY_KL = 1.0
 """Nats per token away from the warm start: what it wrote is hardly ever written any more."""
 
 
+WINDOW = 10
+"""Steps whose mean success and reward are compared: those of one step are noise."""
+FALLEN = 0.1
+"""How far success must fall below its best to be told."""
+
+
 class Alarms(TrainerCallback, ExportableState):
     """Looks at what is logged. What was told stays in checkpoints, so that a resume does not tell it again.
 
@@ -34,6 +41,7 @@ class Alarms(TrainerCallback, ExportableState):
         """name, step and text of each warning, in the order they were told"""
         self._in_a_row: dict[str, int] = {}
         self._entropy_at_first: float | None = None
+        self._measured: list[tuple[float, float]] = []
 
     def tell(self, name: str, step: int, text: str) -> None:
         """Warn, unless a warning of this name was told before."""
@@ -80,6 +88,17 @@ class Alarms(TrainerCallback, ExportableState):
                 "rewards learned from text no longer hold. Look at task success beside the return; lower "
                 "training.learning_rate, or raise objective.lambda_sup or training.beta",
             )
+        if "environment/success" in logs and "reward" in logs:
+            self._measured.append((logs["environment/success"], logs["reward"]))
+            fell = fallen_while_rewarded(self._measured)
+            if fell is not None:
+                step, best, now = fell
+                yield (
+                    "over-optimisation",
+                    f"task success fell to {now:.2f} from {best:.2f} about step {step}, while the reward rose: the "
+                    "policy games the reward (Gao et al. 2022). Take an earlier checkpoint or fewer training.steps; "
+                    "raise objective.lambda_sup or training.beta; or mend the reward: more pairs, --reward.ensemble 4",
+                )
         cut = logs.get("replies/truncated", logs.get("completions/clipped_ratio", 0.0))
         if cut >= NEARLY_ALL:
             yield (
@@ -96,7 +115,12 @@ class Alarms(TrainerCallback, ExportableState):
             )
 
     def state(self) -> dict[str, Any]:
-        kept = {"told": self.told, "in_a_row": self._in_a_row, "entropy_at_first": self._entropy_at_first}
+        kept: dict[str, Any] = {
+            "told": self.told,
+            "in_a_row": self._in_a_row,
+            "entropy_at_first": self._entropy_at_first,
+        }
+        kept["measured"] = self._measured
         return {"args": {}, "attributes": kept}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -105,6 +129,26 @@ class Alarms(TrainerCallback, ExportableState):
         self.told = list(attributes.get("told", []))
         self._in_a_row = dict(attributes.get("in_a_row", {}))
         self._entropy_at_first = attributes.get("entropy_at_first")
+        self._measured = [(success, reward) for success, reward in attributes.get("measured", [])]
+
+
+def fallen_while_rewarded(measured: Sequence[tuple[float, float]]) -> tuple[int, float, float] | None:
+    """Whether success is below its best while the reward is above what it was then, both as means of WINDOW steps.
+
+    Args:
+        measured: success and reward of each step.
+
+    Returns: the step of the best, its success, and success now; None where nothing has fallen.
+    """
+    if len(measured) < 2 * WINDOW:
+        return None
+    windows = [measured[i : i + WINDOW] for i in range(len(measured) - WINDOW + 1)]
+    means = [tuple(fmean(column) for column in zip(*window, strict=True)) for window in windows]
+    success, reward = means[-1]
+    best = max(range(len(means)), key=lambda i: means[i][0])
+    if means[best][0] - success < FALLEN or reward <= means[best][1]:
+        return None
+    return best + WINDOW, means[best][0], success
 
 
 def reply_shares(

@@ -15,10 +15,11 @@ import numpy as np
 import rlobj.report as report
 from rlobj import __version__
 from rlobj.compared import Comparison, Findings, Summary, Trial, true_measure, write_results
+from rlobj.drift import against_kl, drift_pictures, mean_over_seeds
 from rlobj.intervals import Interval, mean_interval_over_seeds, share_above
 from rlobj.lambdas import lambda_name
 from rlobj.pictures import Picture, Point
-from rlobj.pipeline import WARM_START, lambda_title, policy_curves, samples, warnings_of
+from rlobj.pipeline import WARM_START, lambda_title, policy_curves, policy_history, samples, warnings_of
 from rlobj.progress import say
 
 OVER = "over seeds and the episodes of each (ℓ: held-out rows)"
@@ -55,7 +56,7 @@ def write_comparison(found: Findings) -> Path:
         curves=_mean_curves(found.results),
         samples=_samples(found.results),
         notes=[found.advice, _front(summaries), *_without_result(found), *_warnings(found.results)],
-        pictures=[*_pareto(_ends(summaries)), _profile(found)],
+        pictures=[*_pareto(_ends(summaries)), _profile(found), *_drift(found.results)],
         intervals=OVER,
         extra=[
             "<h3>Which is better?</h3>"
@@ -168,6 +169,17 @@ def _ends(summaries: Sequence[Summary]) -> dict[str, list[Point]]:
 def _pareto(ends: Mapping[str, Sequence[Point]]) -> list[Picture]:
     note = "Further up is more reward, further left is closer to the labels."
     return [Picture("return against ℓ", "ℓ", "return", ends, joined=False, note=note)] if ends else []
+
+
+def _drift(results: Mapping[Trial, Any]) -> list[Picture]:
+    """Return and success against √KL, for each λ the mean over seeds."""
+    gathered: dict[str, dict[str, list[list[Point]]]] = {}
+    for trial in results:
+        for heading, points in against_kl(policy_history(trial.directory, trial.lambda_sup)).items():
+            gathered.setdefault(lambda_title(trial.lambda_sup), {}).setdefault(heading, []).append(points)
+    return drift_pictures(
+        {name: {heading: mean_over_seeds(runs) for heading, runs in found.items()} for name, found in gathered.items()}
+    )
 
 
 def _profile(found: Findings) -> Picture:

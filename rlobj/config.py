@@ -81,6 +81,12 @@ class RewardConfig:
     """reward model directory or hub id; null trains one"""
     pairs: int = 1500
     """preference pairs to train one on"""
+    ensemble: int = 1
+    """models to train, each with a seed of its own; the reward is their mean less kappa standard deviations"""
+    kappa: float = 1.0
+    """what disagreement of an ensemble costs"""
+    normalise: bool = False
+    """scale a trained one so that 0 is the mean of what the warm start earns, and 1 a standard deviation"""
     on_error: Literal["stop", "skip", "penalise"] = "stop"
     """a reward that raises, is late, or is no finite number: stop; leave the episode out; or give it the penalty"""
     penalty: float | None = None
@@ -208,6 +214,8 @@ class TrainingConfig:
     """longest reply in one turn, in tokens"""
     temperature: float = 1.0
     """sampling temperature"""
+    kl_every: int = 5
+    """log the KL to the warm start every so many steps; 0: never"""
     beta: float = 0.0
     """weight of the KL penalty to the warm start"""
     max_bad_steps: int = 3

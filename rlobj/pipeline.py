@@ -8,6 +8,7 @@ Whether what is begun may be gone on with is settled before the first stage (`rl
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig
@@ -22,13 +24,15 @@ from trl import GRPOConfig
 import rlobj.bad_steps as bad_steps
 import rlobj.report as report
 from envs.datasets import shipped
+from envs.vector import TextVectorEnv
 from reward_models.functions import load_reward
-from reward_models.trained import TrainedReward
+from reward_models.trained import load_trained, member_paths, normalise
 from reward_models.training import train_reward_model
 from rlobj import __version__
 from rlobj.callbacks import FiniteGuard
 from rlobj.checkpoints import WholeCheckpoints, newest_whole_checkpoint, telling_of_a_full_disk
 from rlobj.config import PolicyConfig, RunConfig, dump, validate
+from rlobj.drift import against_kl, drift_pictures
 from rlobj.encoder_policy import as_one_token_policy
 from rlobj.evaluation import evaluate
 from rlobj.lambdas import lambda_name
@@ -36,7 +40,7 @@ from rlobj.pictures import Point
 from rlobj.policies import load_causal, load_encoder, load_tokenizer, make_causal, make_encoder, make_tokenizer
 from rlobj.progress import StopWhenAsked, TrainingBar, bar, say
 from rlobj.recipes import load_recipe
-from rlobj.rollout import Sampling
+from rlobj.rollout import Sampling, play
 from rlobj.runs import (
     atomic_write_json,
     atomic_write_text,
@@ -53,6 +57,8 @@ from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
 from rlobj.validation import composed
 
 WARM_START = "warm start"
+NORMALISED_ON = 256
+"""Episodes of the warm start whose scores make 0 and 1 of a reward model that is normalised."""
 CHECKPOINTS_AT_ONCE = 3
 """The latest, the one to fall back on, and one that is being written."""
 LAMBDA_CURVE = "λ"
@@ -62,6 +68,7 @@ CURVES = {
     "objective/ell": "supervised loss ℓ",
     "gradient/ratio": "λ‖∇ℓ‖ / ‖∇R‖",
     "gradient/cosine": "cosine of the two gradients",
+    "kl/episode": "KL to the warm start, nats per episode",
     "entropy": "entropy of the policy, nats per token",
     "objective/lambda_sup": LAMBDA_CURVE,
 }
@@ -117,9 +124,15 @@ def lambda_directory(run_dir: Path, lambda_sup: float | str) -> Path:
     return run_dir / "policies" / f"lambda={re.sub(r'[/:*?<>|]', ',', lambda_name(lambda_sup))}"
 
 
+def policy_history(run_dir: Path, lambda_sup: float | str) -> list[dict[str, Any]]:
+    """The training log of the policy of one λ."""
+    history: list[dict[str, Any]] = read_outputs(lambda_directory(run_dir, lambda_sup))["history"]
+    return history
+
+
 def policy_curves(run_dir: Path, lambda_sup: float | str) -> dict[str, list[Point]]:
     """Learning curves of the policy of one λ: title, one of CURVES, -> values by optimiser step."""
-    history = read_outputs(lambda_directory(run_dir, lambda_sup))["history"]
+    history = policy_history(run_dir, lambda_sup)
     curves = {
         title: [Point(int(log["step"]), float(log[key])) for log in history if log.get(key) is not None]
         for key, title in CURVES.items()
@@ -287,6 +300,7 @@ class _Run:
         inputs: dict[str, Any] = {"reward.kind": wanted.kind}
         if self.trains_reward:
             inputs |= {"reward.pairs": wanted.pairs, **_named("reward.trl", wanted.trl)}
+            inputs |= {"reward.ensemble": wanted.ensemble, "reward.normalise": wanted.normalise}
         elif wanted.kind == "trained":
             assert wanted.model is not None
             inputs |= {"reward.model": wanted.model, **_weights_of(wanted.model)}
@@ -319,31 +333,71 @@ class _Run:
                 isolated=wanted.isolated,
             )
         if wanted.model is not None:
-            return TrainedReward(wanted.model)
+            return self._load_reward(wanted.model)
         (stage,) = self.reward_stages()
 
         def work() -> dict[str, Any]:
             pairs, held_out = self.task.pairs()
-            metrics = train_reward_model(
-                str(self.directory / "warm_start"),
-                load_tokenizer(self.directory / "warm_start"),
-                pairs,
-                held_out,
-                stage.directory,
-                {"seed": self.config.seed, **wanted.trl},
-                callbacks=self._supervised_callbacks("preferences", {"loss": "loss", "accuracy": "accuracy"}),
-                resume=self._resume(stage),
-            )
-            self._stop_if_asked()
-            low, high = metrics["accuracy_interval"]
+            several = wanted.ensemble > 1
+            # members that are done outlive an interruption beside the checkpoints, until all are
+            made = [stage.checkpoints / f"member-{n}" for n in range(wanted.ensemble)] if several else [stage.directory]
+            says = []
+            for n, place in enumerate(made):
+                if several and (place / "accuracy.json").exists():
+                    metrics = json.loads((place / "accuracy.json").read_text(encoding="utf-8"))
+                else:
+                    metrics = train_reward_model(
+                        str(self.directory / "warm_start"),
+                        load_tokenizer(self.directory / "warm_start"),
+                        pairs,
+                        held_out,
+                        place,
+                        {"seed": self.config.seed + n, **wanted.trl},
+                        callbacks=self._supervised_callbacks("preferences", {"loss": "loss", "accuracy": "accuracy"}),
+                        resume=None if several else self._resume(stage),
+                    )
+                    self._stop_if_asked()
+                    if several and self.main:
+                        atomic_write_json(place / "accuracy.json", metrics)
+                low, high = metrics["accuracy_interval"]
+                says.append(f"{metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]")
+            if wanted.normalise and self.main:
+                conversations = self._warm_conversations()
+                for place in made:
+                    normalise(place, conversations)
+            if several and self.main:
+                stage.directory.mkdir(parents=True, exist_ok=True)
+                for place in made:
+                    shutil.rmtree(stage.directory / place.name, ignore_errors=True)
+                    os.replace(place, stage.directory / place.name)
+            PartialState().wait_for_everyone()
+            prefers = f"{wanted.ensemble} models prefer" if several else "prefers"
             return {
                 **metrics,
-                "says": f"prefers the better of two on {metrics['accuracy']:.1%} of {len(held_out)} "
-                f"held-out pairs, 95% interval {low:.1%} to {high:.1%}",
+                "says": f"{prefers} the better of two on {', '.join(says)} of {len(held_out)} held-out pairs "
+                "(95% interval)",
             }
 
         self._do(stage, work)
-        return TrainedReward(stage.directory)
+        return self._load_reward(str(stage.directory))
+
+    def _how_the_reward_is_used(self) -> dict[str, Any]:
+        wanted = self.config.reward
+        return {"reward.kappa": wanted.kappa, **_named("reward.kwargs", wanted.kwargs)}
+
+    def _load_reward(self, path: str) -> Any:
+        wanted = self.config.reward
+        options = {"kappa": wanted.kappa} if member_paths(path) else {}
+        return load_trained(path, **options, **wanted.kwargs)
+
+    def _warm_conversations(self) -> list[tuple[Any, Any]]:
+        """What the warm start says in some episodes of the training."""
+        warm, seeds = self.directory / "warm_start", list(self.task.train_seeds)[:NORMALISED_ON]
+        environments = TextVectorEnv(self.task.make_eval_env, len(seeds))
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            rollouts = play(self._load(warm), load_tokenizer(warm), environments, seeds, self._sampling())
+        return [(episode.prompt, episode.completion) for episode in rollouts.episodes]
 
     def policy_stage(self, lambda_sup: float | str) -> Stage:
         config = self.config
@@ -355,6 +409,7 @@ class _Run:
             **_named("objective", asdict(config.objective)),
             "objective.lambda_sup": lambda_sup,
             "reward.on_failure": config.reward.on_failure,
+            **(self._how_the_reward_is_used() if config.reward.kind == "trained" else {}),
         }
         what = f"policy: −R + λℓ with {lambda_title(lambda_sup)}"
         return Stage(lambda_directory(self.directory, lambda_sup), what, inputs)
@@ -378,6 +433,7 @@ class _Run:
                 lambda_sup=lambda_sup,
                 supervised_batch_size=config.objective.supervised_batch_size,
                 probe_every=config.objective.probe_every,
+                kl_every=config.training.kl_every,
                 max_bad_steps=config.training.max_bad_steps,
                 estimator=config.training.estimator,
                 ppo=config.ppo,
@@ -525,6 +581,12 @@ class _Run:
             table=evaluation["table"],
             curves=curves,
             samples=samples(evaluation["results"]),
+            pictures=drift_pictures(
+                {
+                    lambda_title(lam): against_kl(policy_history(self.directory, lam))
+                    for lam in self.config.objective.lambdas
+                }
+            ),
             notes=[
                 f"Warning: {lambda_title(lam)}, up to step {each['step']}: {each['text']}."
                 for lam in self.config.objective.lambdas
@@ -567,8 +629,9 @@ def _contents(config: RunConfig) -> dict[str, str]:
 
 
 def _weights_of(model: str) -> dict[str, str]:
-    file = Path(model) / "model.safetensors"
-    return {f"weights of {model}": content_digest(file)} if model and file.is_file() else {}
+    files = [Path(model), *member_paths(model)] if model else []
+    weights = [folder / "model.safetensors" for folder in files]
+    return {f"weights of {file.parent}": content_digest(file) for file in weights if file.is_file()}
 
 
 def _code_of(rewards: Any) -> dict[str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import torch
@@ -389,6 +389,13 @@ class _CausalPlay:
         return [self.chat.decode(t.completion_ids[s:]) for t, s in zip(trajectories, starts, strict=True)]
 
 
+@runtime_checkable
+class MeasuresDrift(Protocol):
+    """A trainer that wants to know how far the policy has moved; TRL's own does not."""
+
+    def measure_kl(self, trajectories: Sequence[Trajectory]) -> None: ...
+
+
 class EnvironmentRollout:
     """A `rollout_func` for `trl.GRPOTrainer`: each prompt names an episode, and the environment plays it.
 
@@ -445,6 +452,8 @@ class EnvironmentRollout:
             table = dict(zip(different, rows, strict=True))
             extra["action_returns"] = [table[seed] for seed in seeds]
             returns, failures = [*returns, *chain.from_iterable(rows)], [*failures, *failed]
+        if isinstance(trainer, MeasuresDrift):
+            trainer.measure_kl(rollouts.trajectories)
         if environments.reward is not None:
             self._watch.report(returns, failures, trainer._log_metric)
         cut = sum(t.prompt_was_cut for t in rollouts.trajectories)

@@ -8,6 +8,7 @@ metrics). tests/test_trl_hooks.py says so when TRL changes one of them.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,6 @@ from trl.trainer.utils import RepeatSampler
 
 from envs.adapters import as_text_env
 from envs.rewards import OnError
-from rlobj.adapters import RankUpdate, has_adalora
 from rlobj.alarms import Alarms
 from rlobj.bad_steps import write_bad_step
 from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, FiniteGuard
@@ -42,10 +42,11 @@ from rlobj.estimators import (
     value_loss,
     whitened,
 )
+from rlobj.evaluation import sequence_kl
 from rlobj.lambdas import Controller, LambdaForm, Measured, as_lambda, checked_lambda, needs_labels
 from rlobj.objective import GradientBalance, gradient_balance, objective
 from rlobj.policies import load_causal
-from rlobj.rollout import EnvironmentRollout, Sampling, episode_prompt, episode_return, factory_of
+from rlobj.rollout import EnvironmentRollout, Sampling, Trajectory, episode_prompt, episode_return, factory_of
 from rlobj.supervised import SupervisedRow, SupervisedStream, supervised_loss_sum, supervised_losses
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func warns at every start; test_trl_hooks watches it
@@ -82,6 +83,8 @@ class ObjectiveTrainer(GRPOTrainer):
         supervised_batch_size: rows of ℓ in one optimiser step, over all micro-batches and processes.
         probe_every: measure ∇R and ∇ℓ apart every so many optimiser steps, at the cost of two more backward passes;
             0 for the first step alone.
+        kl_every: with `env`, log KL(π ‖ warm start) every so many steps, along an episode (`kl/episode`) and a
+            token (`kl/warm_start`), in nats; keeps a copy of the warm start. 0: never.
         max_bad_steps: stop after so many non-finite steps in a row.
         max_length: longest dialogue in tokens.
         estimator: of ∇R, one of `rlobj.config.ESTIMATORS`; all but grpo need `env`. With ppo, reinforce and exact
@@ -109,6 +112,7 @@ class ObjectiveTrainer(GRPOTrainer):
         lambda_sup: float | str | LambdaForm = 0.0,
         supervised_batch_size: int = 32,
         probe_every: int = 10,
+        kl_every: int = 0,
         max_bad_steps: int = 3,
         max_length: int = 512,
         estimator: EstimatorName = "grpo",
@@ -123,8 +127,13 @@ class ObjectiveTrainer(GRPOTrainer):
         self.critic: Critic | None = None
         self.baseline: float | None = None
         self._check(args, model, env)
-        if isinstance(model, str) and estimator == "ppo":
+        if isinstance(model, str) and (estimator == "ppo" or kl_every):
             model = load_causal(model)
+        self.kl_every, self._kl_due = kl_every, 0
+        measures = bool(kl_every) and env is not None and isinstance(model, PreTrainedModel)
+        self.reference: PreTrainedModel | None = None
+        if measures:
+            self.reference = copy.deepcopy(model).eval().requires_grad_(False)  # type: ignore[union-attr]
         if env is not None:
             sampling = Sampling(
                 args.max_completion_length, max_length, args.temperature, args.top_k, args.top_p, args.min_p
@@ -150,6 +159,8 @@ class ObjectiveTrainer(GRPOTrainer):
         """of the current optimiser step, for whoever asks what was in it"""
         self._losses_are_finite: list[Tensor] = []
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
+        if self.reference is not None:
+            self.reference.to(self.accelerator.device)
         self.add_callback(self.alarms)
         self.add_callback(
             FiniteGuard(
@@ -160,8 +171,6 @@ class ObjectiveTrainer(GRPOTrainer):
             )
         )
         self.add_callback(BetweenGenerations())
-        if has_adalora(self.model):
-            self.add_callback(RankUpdate(self.model))
         if self.critic is not None:
             self.critic.to(self.accelerator.device)
             self._critic_keeper = CriticKeeper(self.critic, self.accelerator)
@@ -353,16 +362,23 @@ class ObjectiveTrainer(GRPOTrainer):
         return EpochSampler(plain, lambda: self.state.epoch or 0.0)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if has_adalora(self.model):
-            raise ValueError(
-                f"{resume_from_checkpoint} is of an AdaLoRA adapter: peft saves neither the importance of ranks nor "
-                "those that were cut, so training cannot go on from it; begin again, or use LoRA or IA3"
-            )
         if self.exact_resume:
             require_exact(Path(resume_from_checkpoint), self.accelerator.num_processes)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.critic is not None:
             self._critic_keeper.load(resume_from_checkpoint)
+
+    def measure_kl(self, trajectories: Sequence[Trajectory]) -> None:
+        """Log how far the policy of these trajectories is from the warm start, when that is due."""
+        if self.reference is None or self.state.global_step < self._kl_due:
+            return
+        self._kl_due = self.state.global_step + self.kl_every
+        policy = self.accelerator.unwrap_model(self.model)
+        was_training = policy.training
+        kl = sequence_kl(policy.eval(), self.reference, trajectories)
+        policy.train(was_training)
+        self._log_metric("kl/episode", sum(kl) / len(kl))
+        self._log_metric("kl/warm_start", sum(kl) / max(sum(sum(t.policy_mask) for t in trajectories), 1))
 
     # What is measured ---------------------------------------------------------------------------------------------
 

@@ -73,6 +73,7 @@ def _check_numbers(config: RunConfig) -> None:
     _at_least("warm_start.epochs", config.warm_start.epochs, 0)
     _at_least("objective.probe_every", config.objective.probe_every, 0)
     _at_least("training.beta", config.training.beta, 0)
+    _at_least("training.kl_every", config.training.kl_every, 0)
     compares = config.training.estimator in ("grpo", "rloo")
     _at_least("training.num_generations", config.training.num_generations, 2 if compares else 1)
     _check_ppo(config.ppo)
@@ -280,6 +281,10 @@ def composed(reward: RewardConfig) -> Reward:
     )
 
 
+TRAINED_REWARD_OPTIONS = ("label", "output", "raw", "dtype", "device", "max_tokens")
+"""What reward.kwargs may be where reward.kind is trained: of `reward_models.TrainedReward`."""
+
+
 def _check_reward_function(reward: RewardConfig) -> None:
     if (reward.on_error == "penalise") != (reward.penalty is not None):
         raise ValueError(
@@ -303,6 +308,16 @@ def _check_reward_function(reward: RewardConfig) -> None:
             composed(reward)
         except (TypeError, ValueError) as error:
             raise ValueError(f"reward.compose: {error}") from error
+    if reward.kind == "trained":
+        _at_least("reward.ensemble", reward.ensemble, 1)
+        _at_least("reward.kappa", reward.kappa, 0)
+        for name in reward.kwargs:
+            if name not in TRAINED_REWARD_OPTIONS:
+                raise ValueError(
+                    f"reward.kwargs has {name!r}{did_you_mean(name, TRAINED_REWARD_OPTIONS)}: expected options of a "
+                    f"trained reward ({', '.join(TRAINED_REWARD_OPTIONS)}), or a reward.function to give them to"
+                )
+        return
     if reward.function is None:
         if reward.kwargs:
             raise ValueError(f"reward.kwargs is {reward.kwargs}, but there is no reward.function for them: set it too")

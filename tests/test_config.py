@@ -192,7 +192,13 @@ def test_parameters_of_reward_functions() -> None:
     assert told in refusal("customer-service", *arguments, "--reward.kwargs.hihg", "30")
     assert "reward.timeout is 0.0" in refusal("customer-service", *arguments, "--reward.timeout", "0")
     assert "reward.concurrency is -1" in refusal("customer-service", *arguments, "--reward.concurrency", "-1")
-    assert "there is no reward.function" in refusal("customer-service", "--reward.kwargs.high", "30")
+    assert "reward.kwargs has 'high': expected options" in refusal("customer-service", "--reward.kwargs.high", "30")
+    assert "did you mean 'label'" in refusal("customer-service", "--reward.kwargs.lable", "good")
+    assert "there is no reward.function" in refusal(
+        "customer-service", "--reward.kind", "environment", "--reward.kwargs.high", "30"
+    )
+    assert "reward.ensemble is 0" in refusal("customer-service", "--reward.ensemble", "0")
+    assert "training.kl_every is -1" in refusal("customer-service", "--training.kl_every", "-1")
 
 
 def test_composed_rewards() -> None:

@@ -162,10 +162,10 @@ def test_replies_without_an_end_and_rewards_without_a_difference(tmp_path, caplo
 
 
 def test_the_report_has_them(tmp_path):
-    from rlobj.pipeline import _warnings, lambda_directory
+    from rlobj.pipeline import lambda_directory, warnings_of
     from rlobj.runs import mark_done
 
     told = [{"name": "KL runaway", "step": 7, "text": "the policy's KL is high"}]
     mark_done(lambda_directory(Path(tmp_path), 0.0), "key", {"warnings": told})
     mark_done(lambda_directory(Path(tmp_path), 0.3), "key", {})
-    assert _warnings(tmp_path, [0.0, 0.3]) == ["Warning: λ = 0, up to step 7: the policy's KL is high."]
+    assert warnings_of(tmp_path, 0.0) == told and warnings_of(tmp_path, 0.3) == []

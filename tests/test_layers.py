@@ -16,12 +16,12 @@ HOME = Path(__file__).parents[1]
 LAYERS = {
     "0 pure": ("_origin", "chat_format", "intervals", "objective", "runs", "spelling"),
     "1 parts": (
-        "adapters", "alarms", "callbacks", "checkpoints", "config", "critic", "data", "encoder_policy", "estimators",
-        "lambdas", "policies", "progress", "recipes", "trl_fields", "try_reward", "validation",
+        "alarms", "callbacks", "checkpoints", "config", "critic", "data", "drift", "encoder_policy", "estimators",
+        "lambdas", "pictures", "policies", "progress", "recipes", "trl_fields", "try_reward", "validation",
     ),
     "2 loops": ("bad_steps", "evaluation", "model_user", "reward_watch", "rollout", "supervised", "trainer"),
     "3 story": (
-        "chat", "compared", "comparison", "comparison_report", "judging", "pictures", "pipeline", "report", "stages",
+        "chat", "compared", "comparison", "comparison_report", "judging", "pipeline", "report", "stages",
         "tasks",
     ),
     "4 verbs": ("cli", "__main__"),

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from small import small_policy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+import rlobj.pipeline as pipeline
 from rlobj.cli import main
 from rlobj.pipeline import Interrupted, lambda_directory, load_summary, run
 from rlobj.recipes import load_recipe
@@ -49,6 +50,35 @@ def test_everything_is_an_ordinary_directory(finished):
     assert AutoModelForSequenceClassification.from_pretrained(finished / "reward_model").config.num_labels == 1
     assert not list(finished.rglob("*.bin")), "training_args.bin and the like are pickles"
     assert not (finished / "checkpoints" / "warm_start").exists()
+
+
+def test_an_ensemble_of_normalised_reward_models(tmp_path, monkeypatch, capsys):
+    settings = {"reward__ensemble": 2, "reward__normalise": "true", "objective__lambda_sup": "[0.0]"}
+    train, calls = pipeline.train_reward_model, []
+
+    def once(*args, **kwargs):
+        calls.append(args[4].name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "train_reward_model", once)
+    with pytest.raises(KeyboardInterrupt):
+        small_run("customer-service", tmp_path, **settings)
+    report = small_run("customer-service", tmp_path, **settings)
+    assert calls == ["member-0", "member-1", "member-1"], "a member that was done is not trained again"
+    members = [report.parent / "reward_model" / f"member-{n}" for n in range(2)]
+    weights = [load_file(member / "model.safetensors") for member in members]
+    assert any((weights[0][name] != weights[1][name]).any() for name in weights[0])
+    for member in members:
+        fitted = json.loads((member / "config.json").read_text())["reward_normalisation"]
+        assert fitted["std"] > 0
+    assert "2 models prefer the better of two on" in capsys.readouterr().out
+    text = report.read_text(encoding="utf-8")
+    assert "return in training against √KL" in text and "task success in training against √KL" in text
+    again = small_run("customer-service", tmp_path, reward__model=report.parent / "reward_model", name="again",
+                      reward__kappa=0.5, objective__lambda_sup="[0.0]")  # fmt: skip
+    assert load_summary(again.parent)[1]["return"]
 
 
 def test_the_table_holds_all_measures_with_intervals(finished):
