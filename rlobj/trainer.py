@@ -27,6 +27,7 @@ from trl.trainer.utils import RepeatSampler
 
 from envs.adapters import as_text_env
 from envs.rewards import OnError
+from rlobj.adapters import RankUpdate, has_adalora
 from rlobj.alarms import Alarms
 from rlobj.bad_steps import write_bad_step
 from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, FiniteGuard
@@ -171,6 +172,8 @@ class ObjectiveTrainer(GRPOTrainer):
             )
         )
         self.add_callback(BetweenGenerations())
+        if has_adalora(self.model):
+            self.add_callback(RankUpdate(self.model))
         if self.critic is not None:
             self.critic.to(self.accelerator.device)
             self._critic_keeper = CriticKeeper(self.critic, self.accelerator)
@@ -362,6 +365,11 @@ class ObjectiveTrainer(GRPOTrainer):
         return EpochSampler(plain, lambda: self.state.epoch or 0.0)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if has_adalora(self.model):
+            raise ValueError(
+                f"{resume_from_checkpoint} is of an AdaLoRA adapter: peft saves neither the importance of ranks nor "
+                "those that were cut, so training cannot go on from it; begin again, or use LoRA or IA3"
+            )
         if self.exact_resume:
             require_exact(Path(resume_from_checkpoint), self.accelerator.num_processes)
         super()._load_from_checkpoint(resume_from_checkpoint, model)

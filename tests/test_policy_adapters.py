@@ -1,0 +1,94 @@
+"""LoRA, IA3 and AdaLoRA on a policy that is trained on −R + λℓ."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small import fixed_reward, fixed_rollout, small_args, small_policy, small_prompts, small_rows
+
+from rlobj.adapters import parameter_counts
+from rlobj.policies import load_causal, load_tokenizer
+from rlobj.trainer import ObjectiveTrainer
+
+peft = pytest.importorskip("peft")
+TARGETS = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+
+
+def trainer_with(tmp_path, config, **fields):
+    if not (tmp_path / "policy").exists():
+        small_policy(tmp_path / "policy")
+    tokenizer = load_tokenizer(tmp_path / "policy")
+    return ObjectiveTrainer(
+        load_causal(tmp_path / "policy"),
+        fixed_reward,
+        small_args(tmp_path / "out", **fields),
+        small_prompts(),
+        rollout_func=fixed_rollout,
+        processing_class=tokenizer,
+        supervised=small_rows(tokenizer),
+        lambda_sup=0.5,
+        peft_config=config,
+    )
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_the_adapter_alone_is_trained_and_the_reference_is_the_base(tmp_path, kind):
+    if kind == "lora":
+        config = peft.LoraConfig(r=2, **TARGETS)
+    else:
+        config = peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    trainer = trainer_with(tmp_path, config, beta=0.1)
+    assert trainer.ref_model is None
+    trained, every = parameter_counts(trainer.model)
+    assert 0 < trained < every / 10
+    before = weights(trainer.model)
+    trainer.train()
+    after = weights(trainer.model)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("lora_" in name or "ia3_" in name for name in moved)
+    kl = [log["kl"] for log in trainer.state.log_history if "kl" in log]
+    assert kl[0] == pytest.approx(0, abs=1e-6) and kl[-1] > 1e-6
+
+
+def test_ranks_of_adalora_change(tmp_path):
+    config = peft.AdaLoraConfig(init_r=4, target_r=1, tinit=1, tfinal=1, total_step=6, **TARGETS)
+    trainer = trainer_with(tmp_path, config, max_steps=6)
+    trainer.train()
+    pattern = trainer.model.peft_config["default"].rank_pattern
+    kept = sum(sum(ranks) for ranks in pattern.values())
+    assert kept == 2  # target_r for each of two matrices, of 4 each
+    ranks = [p for name, p in trainer.model.named_parameters() if "lora_E" in name]
+    assert sum(int((p != 0).sum()) for p in ranks) <= kept
+
+
+def test_a_stopped_training_of_an_adapter_goes_on_exactly(tmp_path):
+    config = {"r": 2, **TARGETS}
+    fields = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    straight = trainer_with(tmp_path, peft.LoraConfig(**config), **fields)
+    straight.train()
+    again = trainer_with(tmp_path, peft.LoraConfig(**config), **fields)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    for name, weight in weights(straight.model).items():
+        assert torch.equal(weight, again.model.get_parameter(name)), name
+
+
+def test_a_saved_adapter_loads_on_its_base(tmp_path):
+    trainer = trainer_with(tmp_path, peft.LoraConfig(r=2, **TARGETS))
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    loaded = peft.PeftModel.from_pretrained(load_causal(tmp_path / "policy"), tmp_path / "adapter")
+    ids = torch.arange(8, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=ids).logits, trainer.model.eval()(input_ids=ids).logits)
+
+
+def test_adalora_refuses_to_go_on_from_a_checkpoint(tmp_path):
+    config = peft.AdaLoraConfig(init_r=4, target_r=1, total_step=2, **TARGETS)
+    trainer = trainer_with(tmp_path, config, save_strategy="steps", save_steps=1, max_steps=2)
+    trainer.train()
+    with pytest.raises(ValueError, match="begin again, or use LoRA"):
+        trainer._load_from_checkpoint(str(tmp_path / "out" / "checkpoint-1"))
