@@ -32,18 +32,14 @@ def histories(seed: int, given: argparse.Namespace, extra: Sequence[str]) -> dic
     common = [
         "--seed", str(seed), "--output_dir", str(given.output), "--reward.pairs", str(given.pairs),
         "--reward.normalise", "true", "--training.steps", str(given.steps), "--training.kl_every", "2",
+        "--training.prompts_per_step", "4",
         "--env.eval_episodes", "50", *extra,
     ]  # fmt: skip
+    ensemble = ["--objective.lambda_sup", "[0.0]", "--reward.ensemble", "4", "--reward.kappa", str(given.kappa)]
+    warm_start = ["--policy.model", str(given.output / f"one-{seed}" / "warm_start"), "--warm_start.epochs", "0"]
     runs = {
         f"one-{seed}": ["--objective.lambda_sup", json.dumps([0.0, given.lambda_sup])],
-        f"ensemble-{seed}": [
-            "--objective.lambda_sup",
-            "[0.0]",
-            "--reward.ensemble",
-            "4",
-            "--reward.kappa",
-            str(given.kappa),
-        ],
+        f"ensemble-{seed}": [*warm_start, *ensemble],
     }
     for name, settings in runs.items():
         command = [sys.executable, "-m", "rlobj", "run", "customer-service", "--name", name, *common, *settings]
@@ -72,8 +68,8 @@ def figures(history: Sequence[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=100, help="preference pairs of the proxy")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=300, help="preference pairs of the proxy")
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--lambda_sup", type=float, default=0.3)
     parser.add_argument("--kappa", type=float, default=1.0)
     parser.add_argument("--output", type=Path, default=Path("runs/over-optimisation"))
