@@ -158,6 +158,10 @@ class ObjectiveConfig:
     """rows of ℓ in one optimiser step"""
     only_successful: bool = False
     """measure ℓ beside R on those expert dialogues alone that reached the goal; the warm start has them all"""
+    token_weights: Literal["none", "chord"] = "none"
+    """of a target token in ℓ: none, or p(1 − p) as CHORD has it"""
+    surgery: Literal["none", "pcgrad"] = "none"
+    """what is done where ∇R and λ∇ℓ oppose each other: nothing, or PCGrad at the cost of two more backward passes"""
     probe_every: int = 10
     """measure ‖∇R‖, ‖∇ℓ‖ and their cosine every so many steps; 0 for the first step alone"""
 

@@ -43,6 +43,22 @@ class GradientBalance(NamedTuple):
     """Whether adding λ∇ℓ to −∇R changes at least one coordinate in the arithmetic of training."""
 
 
+def surgery_correction(grad_R: Tensor, grad_ell: Tensor, lambda_sup: float) -> Tensor:
+    """What PCGrad (Yu et al. 2020) adds to −∇R + λ∇ℓ: where the two terms oppose each other, each loses its part along
+    the other; 0 where they do not.
+
+    Args:
+        grad_R, grad_ell: ∇R and ∇ℓ flattened, each (P,).
+
+    Returns: (P,).
+    """
+    first, second = -grad_R, lambda_sup * grad_ell
+    along = torch.dot(first, second)
+    if not along < 0:
+        return torch.zeros_like(grad_R)
+    return -along / second.dot(second) * second - along / first.dot(first) * first
+
+
 def gradient_balance(grad_R: Tensor, grad_ell: Tensor, lambda_sup: float) -> GradientBalance:
     """Compare the two gradients that the optimiser step sums.
 

@@ -432,6 +432,8 @@ class _Run:
                 supervised=beside(tokenizer) if beside is not None else self._rows(tokenizer)[0],
                 lambda_sup=lambda_sup,
                 supervised_batch_size=config.objective.supervised_batch_size,
+                token_weights=config.objective.token_weights,
+                surgery=config.objective.surgery,
                 probe_every=config.objective.probe_every,
                 kl_every=config.training.kl_every,
                 max_bad_steps=config.training.max_bad_steps,
@@ -492,8 +494,16 @@ class _Run:
         return ObjectiveArguments(**{**fields, **training.trl})
 
     def _sampling(self) -> Sampling:
-        training = self.config.training
-        return Sampling(training.max_reply_tokens, self.config.policy.max_length, training.temperature)
+        """As in training."""
+        args = self._grpo_config(self.directory)
+        return Sampling(
+            args.max_completion_length,
+            self.config.policy.max_length,
+            args.temperature,
+            args.top_k,
+            args.top_p,
+            args.min_p,
+        )
 
     def evaluation(self, reward: Any, keys: Sequence[str]) -> dict[str, Any]:
         """Judge the warm start and the policies of the stages with these keys."""
@@ -503,7 +513,7 @@ class _Run:
             {
                 "policies": list(keys),
                 "env.eval_episodes": self.config.env.eval_episodes,
-                "training.temperature": self.config.training.temperature,
+                "sampling": asdict(self._sampling()),
             },
             kept=False,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -108,20 +108,39 @@ class SupervisedStream:
         return SupervisedBatch(rows[part::parts], sum(row.targets for row in rows))
 
 
-def supervised_loss_sum(model: torch.nn.Module, rows: Sequence[SupervisedRow], policy: PreTrainedModel) -> Tensor:
-    """Σ −log p(y | x) over the targets of `rows`, in nats, shape ().
+TokenWeights = Literal["none", "chord"]
+
+
+def supervised_loss_sum(
+    model: torch.nn.Module, rows: Sequence[SupervisedRow], policy: PreTrainedModel, token_weights: TokenWeights = "none"
+) -> Tensor:
+    """Σ −w · log p(y | x) over the targets of `rows`, in nats, shape ().
 
     Args:
         model: what is called: the policy, or its distributed wrapper.
         rows: at least one.
         policy: the policy itself, for its kind, device and pad token.
+        token_weights: "none": w is 1. "chord": w = p(1 − p), taken as a constant (Zhang et al. 2025): what the policy
+            knows already, or holds for next to impossible, moves it little.
     """
     ids, mask, labels = _right_padded(rows, policy)
+    if token_weights == "chord":
+        logits, targets = _logits_and_targets(model(input_ids=ids, attention_mask=mask).logits.float(), labels, policy)
+        nll = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none")
+        p = nll.detach().neg().exp()
+        return (p * (1 - p) * nll).sum()
     if is_one_token_policy(policy):
         logits = model(input_ids=ids, attention_mask=mask).logits.float()
         return F.cross_entropy(logits, labels[:, 0], reduction="sum")
     # the model's own loss, as SFTTrainer calls it; divided by 1 it is the sum
     return model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=1, use_cache=False).loss
+
+
+def _logits_and_targets(logits: Tensor, labels: Tensor, policy: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Logits and what they should say, (B, T, V) and (B, T), side by side: a classifier's T is 1."""
+    if is_one_token_policy(policy):
+        return logits[:, None], labels[:, :1]
+    return logits[:, :-1], labels[:, 1:]
 
 
 def _right_padded(rows: Sequence[SupervisedRow], policy: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,10 +168,7 @@ def supervised_losses(policy: PreTrainedModel, rows: Sequence[SupervisedRow], ba
         chunk = rows[start : start + batch_size]
         ids, mask, labels = _right_padded(chunk, policy)
         logits = policy(input_ids=ids, attention_mask=mask).logits.float()
-        if is_one_token_policy(policy):
-            logits, targets = logits[:, None], labels[:, :1]
-        else:
-            logits, targets = logits[:, :-1], labels[:, 1:]
+        logits, targets = _logits_and_targets(logits, labels, policy)
         nll = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none")
         losses += (nll.sum(1) / (targets != IGNORED_LABEL).sum(1)).tolist()
     policy.train(was_training)

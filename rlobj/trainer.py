@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import torch
@@ -45,10 +45,10 @@ from rlobj.estimators import (
 )
 from rlobj.evaluation import sequence_kl
 from rlobj.lambdas import Controller, LambdaForm, Measured, as_lambda, checked_lambda, needs_labels
-from rlobj.objective import GradientBalance, gradient_balance, objective
+from rlobj.objective import GradientBalance, gradient_balance, objective, surgery_correction
 from rlobj.policies import load_causal
 from rlobj.rollout import EnvironmentRollout, Sampling, Trajectory, episode_prompt, episode_return, factory_of
-from rlobj.supervised import SupervisedRow, SupervisedStream, supervised_loss_sum, supervised_losses
+from rlobj.supervised import SupervisedRow, SupervisedStream, TokenWeights, supervised_loss_sum, supervised_losses
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func warns at every start; test_trl_hooks watches it
 
@@ -82,6 +82,9 @@ class ObjectiveTrainer(GRPOTrainer):
         lambda_sup: λ ≥ 0: a number, a function of the optimiser step, a controller, or a text that names one (see
             `rlobj.lambdas.as_lambda`).
         supervised_batch_size: rows of ℓ in one optimiser step, over all micro-batches and processes.
+        token_weights: of ℓ's targets, see `rlobj.supervised.supervised_loss_sum`.
+        surgery: "pcgrad" takes from −∇R and λ∇ℓ what they have against each other, before they are clipped; it costs
+            two more backward passes at every step.
         probe_every: measure ∇R and ∇ℓ apart every so many optimiser steps, at the cost of two more backward passes;
             0 for the first step alone.
         kl_every: with `env`, log KL(π ‖ warm start) every so many steps, along an episode (`kl/episode`) and a
@@ -112,6 +115,8 @@ class ObjectiveTrainer(GRPOTrainer):
         supervised: Sequence[SupervisedRow] | None = None,
         lambda_sup: float | str | LambdaForm = 0.0,
         supervised_batch_size: int = 32,
+        token_weights: TokenWeights = "none",
+        surgery: Literal["none", "pcgrad"] = "none",
         probe_every: int = 10,
         kl_every: int = 0,
         max_bad_steps: int = 3,
@@ -123,7 +128,8 @@ class ObjectiveTrainer(GRPOTrainer):
         args = args or GRPOConfig("rlobj-output", gradient_checkpointing=False)
         self.lambda_form = as_lambda(lambda_sup)
         self.stream = SupervisedStream(supervised, supervised_batch_size, args.seed) if supervised else None
-        self.probe_every = probe_every
+        self.probe_every, self.token_weights, self.surgery = probe_every, token_weights, surgery
+        self._correction: Tensor | None = None
         self.estimator, self.ppo = estimator, ppo or PPOConfig()
         self.critic: Critic | None = None
         self.baseline: float | None = None
@@ -246,6 +252,8 @@ class ObjectiveTrainer(GRPOTrainer):
         self._end_of_micro_batch(R, ell, lambda_sup)
         # 0·NaN is NaN, and λ = 0 must equal TRL to the last bit
         loss = -R if lambda_sup == 0 or ell is None else objective(R, ell, lambda_sup)
+        if self._correction is not None:
+            loss, self._correction = loss + self._pulling(self._correction), None
         self._losses_are_finite.append(loss.detach().isfinite())
         return loss
 
@@ -266,7 +274,8 @@ class ObjectiveTrainer(GRPOTrainer):
         if not rows:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         with self.accelerator.autocast():
-            return supervised_loss_sum(model, rows, self.model) * (world / targets)
+            total = supervised_loss_sum(model, rows, self.model, self.token_weights)
+        return total * (world / targets)
 
     def _ell_of_the_start(self) -> float:
         """ℓ of the policy as it is, on rows from all over the data."""
@@ -394,6 +403,8 @@ class ObjectiveTrainer(GRPOTrainer):
         if self.stream is None:
             return False
         step = self.state.global_step
+        if self.surgery != "none" and lambda_sup > 0:
+            return True
         return (lambda_sup > 0 and not self._lambda_proven) or (self.probe_every > 0 and step % self.probe_every == 0)
 
     def _probe(self, R: Tensor, ell: Tensor) -> None:
@@ -407,6 +418,13 @@ class ObjectiveTrainer(GRPOTrainer):
             )
 
         self._probe_window.append((flat(R), flat(ell)))
+
+    def _pulling(self, gradient: Tensor) -> Tensor:
+        """A term, (), whose gradient is this one, (P,): it is summed with the others' before they are clipped."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parts = gradient.split([p.numel() for p in parameters])
+        pull = torch.stack([(p * part.view_as(p)).sum() for p, part in zip(parameters, parts, strict=True)]).sum()
+        return pull - pull.detach()  # the value of the loss stays what it was
 
     def _end_of_micro_batch(self, R: Tensor, ell: Tensor | None, lambda_sup: float) -> None:
         metrics = self._metrics["train"]
@@ -430,6 +448,8 @@ class ObjectiveTrainer(GRPOTrainer):
             grad_R, grad_ell = (self._over_processes(sum(grads)) for grads in zip(*self._probe_window, strict=True))
             self._probe_window = []
             self._report(gradient_balance(grad_R, grad_ell, lambda_sup), lambda_sup)
+            if self.surgery == "pcgrad" and lambda_sup > 0:
+                self._correction = surgery_correction(grad_R, grad_ell, lambda_sup)
 
     def _over_processes(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="mean")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlobj.lambdas import Constant, Linear, Measured, Steered, as_lambda
-from rlobj.objective import gradient_balance, objective
+from rlobj.objective import gradient_balance, objective, surgery_correction
 
 
 def test_objective_is_minus_R_plus_lambda_ell_and_so_is_its_gradient():
@@ -31,6 +31,15 @@ def test_one_summed_gradient_follows_lambda_where_two_clipped_steps_do_not():
             objective(-(theta**2) / 2, (theta - 1) ** 2 / 2, lam).backward()
             optimiser.step()
         assert theta.item() == pytest.approx(lam / (1 + lam), abs=1e-6)
+
+
+def test_surgery_by_hand():
+    """−∇R is (1, 0) and λ∇ℓ (−1, 1): less their parts along each other, (½, ½) and (0, 1)."""
+    grad_R, grad_ell = torch.tensor([-1.0, 0.0]), torch.tensor([-2.0, 2.0])
+    total = -grad_R + 0.5 * grad_ell + surgery_correction(grad_R, grad_ell, 0.5)
+    assert total.tolist() == [0.5, 1.5]
+    assert surgery_correction(-grad_R, grad_ell, 0.5).tolist() == [0, 0], "they agree"
+    assert surgery_correction(grad_R, 0 * grad_ell, 0.5).tolist() == [0, 0]
 
 
 def test_gradient_balance_by_hand():

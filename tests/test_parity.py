@@ -185,6 +185,48 @@ def test_supervised_loss_is_cross_entropy_on_assistant_tokens(policy):
     assert sum(x * r.targets for x, r in zip(per_row, rows, strict=True)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_chords_token_weights_are_a_constant_p_times_1_minus_p(policy):
+    from rlobj.supervised import supervised_loss_sum
+
+    model = AutoModelForCausalLM.from_pretrained(policy)
+    rows = small_rows(load_tokenizer(policy), 3)
+    supervised_loss_sum(model, rows, model, "chord").backward()
+    gradient = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    for row in rows:  # naive: one row, one token at a time
+        logps = model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+        targets = [(t, y) for t, y in enumerate(row.labels) if y != -100]
+        p = [logps[t - 1, y].item() for t, y in targets]
+        sum(-math.exp(x) * (1 - math.exp(x)) * logps[t - 1, y] for x, (t, y) in zip(p, targets, strict=True)).backward()
+    torch.testing.assert_close(model.lm_head.weight.grad, gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_surgery_adds_its_correction_to_the_one_gradient_that_is_clipped(policy, tmp_path, monkeypatch, accumulation):
+    import rlobj.trainer as trainer_module
+
+    batch = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
+    args = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, **batch}
+    seen = []
+
+    def correction(grad_R, grad_ell, lambda_sup):
+        seen.append((grad_R, grad_ell, lambda_sup))
+        return torch.full_like(grad_R, 0.01)
+
+    monkeypatch.setattr(trainer_module, "surgery_correction", correction)
+    plain = ours(policy, tmp_path / "plain", lambda_sup=0.5, args=args)
+    plain.train()
+    cut = ours(policy, tmp_path / "cut", lambda_sup=0.5, surgery="pcgrad", args=args)
+    before = torch.cat([p.detach().flatten() for p in cut.model.parameters()]).clone()
+    cut.train()
+    after = [torch.cat([p.detach().flatten() for p in each.model.parameters()]) for each in (plain, cut)]
+    torch.testing.assert_close(after[0] - after[1], torch.full_like(before, 0.01), atol=1e-5, rtol=1e-4)
+    ((grad_R, grad_ell, lambda_sup),) = seen
+    torch.testing.assert_close(before - after[0], -grad_R + lambda_sup * grad_ell, atol=1e-5, rtol=1e-3)
+    logged = [each.state.log_history[0]["loss"] for each in (plain, cut)]
+    assert logged[0] == pytest.approx(logged[1], abs=1e-5)
+
+
 def test_dead_lambda_is_an_error_at_the_first_step(policy, tmp_path):
     with pytest.raises(LambdaIsDead, match="changes no gradient"):
         ours(policy, tmp_path, lambda_sup=1e-30).train()
