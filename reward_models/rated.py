@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from reward_models.trained import TrainedReward, encode_conversation, quiet, req
 from reward_models.training import (
     FiniteLoss,
     classifier,
+    merged,
     require_finite_weights,
     save_whole,
     set_limit,
     training_arguments,
+    with_lora,
 )
 
 YES_OR_NO = ({False, True}, {0, 1})
@@ -39,6 +41,7 @@ def train_on_ratings(
     config: dict[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     resume: str | None = None,
+    lora: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a sequence classifier on conversations that somebody rated, and save it.
 
@@ -52,6 +55,7 @@ def train_on_ratings(
         output_dir: becomes an ordinary Hugging Face directory (safetensors, tokenizer), all at once at the end.
         config: fields of trl.RewardConfig.
         resume: checkpoint of the same training to go on from.
+        lora: see `train_reward_model`.
 
     Returns: on the evaluation rows: of scores `correlation` (Pearson's) and `rank_correlation` (Spearman's), with
         `correlation_interval` (95%, Fisher); of labels `accuracy` with `accuracy_interval` (95%, Wilson) and
@@ -77,6 +81,7 @@ def train_on_ratings(
             else "multi_label_classification" if column == "label" else "regression"
         )  # fmt: skip
         limit = set_limit(tokenizer, model, (config or {}).get("max_length"))
+        model = with_lora(model, lora)
         trainer = Trainer(
             model,
             arguments,
@@ -87,6 +92,7 @@ def train_on_ratings(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=resume)
+        model = merged(model)
         require_finite_weights(model, arguments.learning_rate)
         if trainer.accelerator.is_main_process:
             save_whole(model, tokenizer, Path(output_dir))

@@ -8,7 +8,7 @@ import difflib
 import math
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ def train_reward_model(
     config: dict[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     resume: str | None = None,
+    lora: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a sequence classifier to score the chosen conversation above the rejected one, and save it.
 
@@ -68,6 +69,7 @@ def train_reward_model(
         config: fields of trl.RewardConfig. Conversations longer than `max_length`, or than the model's context, keep
             their end; the saved model is used with the same limit.
         resume: checkpoint of the same training to go on from.
+        lora: fields of peft.LoraConfig ({"r": 8}): train an adapter and the head alone; it is merged when saved.
 
     Returns:
         `accuracy` on the evaluation pairs (a tie counts half), `accuracy_interval` (95%, Wilson, of the number of
@@ -83,6 +85,7 @@ def train_reward_model(
     with quiet():
         model = classifier(model, tokenizer, arguments.seed)
         limit = set_limit(tokenizer, model, (config or {}).get("max_length"))
+        model = with_lora(model, lora)
         train = encode_pairs(tokenizer, train_pairs, limit, "train_pairs")
         held_out = encode_pairs(tokenizer, eval_pairs, limit, "eval_pairs")
         trainer = RewardTrainer(
@@ -95,6 +98,7 @@ def train_reward_model(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=resume)
+        model = merged(model)
         require_finite_weights(model, arguments.learning_rate)
         if trainer.accelerator.is_main_process:
             save_whole(model, tokenizer, Path(output_dir))
@@ -186,6 +190,34 @@ def classifier(
     if hasattr(model.config, NORMALISATION):  # of the weights it begins with
         delattr(model.config, NORMALISATION)
     return model
+
+
+def with_lora(model: PreTrainedModel, lora: Mapping[str, Any] | None) -> PreTrainedModel:
+    """A classifier with an adapter (Hu et al. 2021) of which, with its head, alone is trained; itself without `lora`.
+
+    Raises:
+        ValueError: peft is not installed, or a field is none of LoraConfig's.
+    """
+    if lora is None:
+        return model
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ValueError("lora needs peft: pip install 'rlobj[peft]'") from None
+    known = [field.name for field in dataclasses.fields(LoraConfig)]
+    for name in lora:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"lora has {name!r}, which peft.LoraConfig has not{hint}")
+    adapted: Any = get_peft_model(model, LoraConfig(**{"target_modules": "all-linear", "task_type": "SEQ_CLS", **lora}))
+    return adapted  # type: ignore[no-any-return]
+
+
+def merged(model: Any) -> PreTrainedModel:
+    """The classifier with its adapter's weights added to its own."""
+    plain: PreTrainedModel = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    return plain
 
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:

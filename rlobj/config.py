@@ -91,6 +91,8 @@ class RewardConfig:
     """a reward that raises, is late, or is no finite number: stop; leave the episode out; or give it the penalty"""
     penalty: float | None = None
     """reward of an episode whose reward failed, with on_error penalise"""
+    lora: dict[str, Any] | None = None
+    """fields of peft.LoraConfig, such as {r: 8}: train an adapter alone, which is merged when saved"""
     trl: dict[str, Any] = field(default_factory=dict)
     """any field of trl.RewardConfig"""
 
@@ -113,6 +115,9 @@ class DataConfig:
     """held-out data; null splits it off train"""
     preferences: str | None = None
     """pairs for the reward model: columns chosen and rejected, optionally prompt"""
+    rated: str | None = None
+    """conversations to train the reward model on in place of pairs: messages (or prompt and completion), and score or
+    label"""
     text_column: str = "text"
     """column of the texts to classify"""
     label_column: str = "label"

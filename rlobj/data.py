@@ -406,6 +406,53 @@ def preference_rows(source: str, limit: int | None = None) -> list[Row]:
     return pairs
 
 
+def rated_rows(source: str, limit: int | None = None) -> list[Row]:
+    """Conversations that somebody rated: `messages`, and `score` (a number) or `label`; `group`, if it has one, names
+    the conversations that belong together.
+
+    Raises:
+        ValueError: a column is missing, or a role unknown.
+    """
+    rows = []
+    for number, row in enumerate(load_rows(source, limit)):
+        where = f"row {number} of {source!r}"
+        rating = next((name for name in ("score", "label") if row.get(name) is not None), None)
+        side = next((name for name in ("messages", "completion") if row.get(name) is not None), None)
+        if rating is None or side is None:
+            raise ValueError(
+                f"{where} has the columns {', '.join(map(str, row))}: expected messages, or prompt and completion, "
+                "with score or label"
+            )
+        messages = _with_prompt(row, side, where)
+        unknown = next((m["role"] for m in messages if m["role"] not in ROLES), None)
+        if unknown is not None:
+            raise ValueError(f"{where} has the role {unknown!r}: expected one of {', '.join(ROLES)}")
+        rows.append({"messages": messages, rating: row[rating], "group": row.get("group")})
+    return rows
+
+
+def split_rated(rows: Sequence[Row], holdout: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Split rated conversations so that those of a group, or without one those whose user begins in the same way, are
+    on one side: one is often the beginning of another.
+
+    Raises:
+        ValueError: all belong together.
+    """
+
+    def group(row: Row) -> str:
+        first = next((m["content"] for m in row["messages"] if m["role"] == "user"), row["messages"][0]["content"])
+        return json.dumps(first if row["group"] is None else row["group"])
+
+    groups = list(dict.fromkeys(map(group, rows)))
+    if len(groups) < 2:
+        raise ValueError(f"all {len(rows)} rated conversations begin in the same way: expected two beginnings")
+    held_out = set(split_rows(groups, holdout, seed)[1])
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    for row in rows:
+        sides[group(row) in held_out].append(row)
+    return sides
+
+
 def mismatched_pairs(replies: Sequence[Row], n: int, seed: int) -> list[Row]:
     """Preference pairs from a corpus alone: the true reply against one from elsewhere in it.
 

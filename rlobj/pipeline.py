@@ -22,10 +22,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import GRPOConfig
 
 import rlobj.bad_steps as bad_steps
+import rlobj.data as data
 import rlobj.report as report
 from envs.datasets import shipped
 from envs.vector import TextVectorEnv
 from reward_models.functions import load_reward
+from reward_models.rated import YES_OR_NO, train_on_ratings
 from reward_models.trained import load_trained, member_paths, normalise
 from reward_models.training import train_reward_model
 from rlobj import __version__
@@ -52,7 +54,7 @@ from rlobj.runs import (
 )
 from rlobj.stages import Stage, check_half_done, make_ready
 from rlobj.supervised import SupervisedRow, quiet, warm_start
-from rlobj.tasks import MODEL_USER, Task, make_task
+from rlobj.tasks import HELD_OUT, MODEL_USER, Task, make_task
 from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
 from rlobj.validation import composed
 
@@ -156,6 +158,8 @@ class _Run:
         self._encoded: tuple[list[SupervisedRow], list[SupervisedRow]] | None = None
 
     def begin(self, stages: Sequence[Stage]) -> None:
+        if self.trains_reward and (self.config.data.preferences or self.config.data.rated):
+            self._reward_rows()  # what is wrong with a file is told before anything is trained
         check_half_done(stages, self.config.on_change, self.processes)
         if not all(stage.done for stage in stages):
             require_free_space(self.directory, _bytes_needed(self.config.policy, len(stages)))
@@ -300,6 +304,7 @@ class _Run:
         inputs: dict[str, Any] = {"reward.kind": wanted.kind}
         if self.trains_reward:
             inputs |= {"reward.pairs": wanted.pairs, **_named("reward.trl", wanted.trl)}
+            inputs |= {"reward.lora": wanted.lora}
             inputs |= {"reward.ensemble": wanted.ensemble, "reward.normalise": wanted.normalise}
         elif wanted.kind == "trained":
             assert wanted.model is not None
@@ -335,9 +340,10 @@ class _Run:
         if wanted.model is not None:
             return self._load_reward(wanted.model)
         (stage,) = self.reward_stages()
+        rated = self.config.data.rated
 
         def work() -> dict[str, Any]:
-            pairs, held_out = self.task.pairs()
+            pairs, held_out = self._reward_rows()
             several = wanted.ensemble > 1
             # members that are done outlive an interruption beside the checkpoints, until all are
             made = [stage.checkpoints / f"member-{n}" for n in range(wanted.ensemble)] if several else [stage.directory]
@@ -346,21 +352,23 @@ class _Run:
                 if several and (place / "accuracy.json").exists():
                     metrics = json.loads((place / "accuracy.json").read_text(encoding="utf-8"))
                 else:
-                    metrics = train_reward_model(
+                    metrics = (train_reward_model if rated is None else train_on_ratings)(
                         str(self.directory / "warm_start"),
                         load_tokenizer(self.directory / "warm_start"),
                         pairs,
                         held_out,
                         place,
                         {"seed": self.config.seed + n, **wanted.trl},
-                        callbacks=self._supervised_callbacks("preferences", {"loss": "loss", "accuracy": "accuracy"}),
+                        callbacks=self._supervised_callbacks(
+                            "preferences" if rated is None else "ratings", {"loss": "loss", "accuracy": "accuracy"}
+                        ),
+                        lora=wanted.lora,
                         resume=None if several else self._resume(stage),
                     )
                     self._stop_if_asked()
                     if several and self.main:
                         atomic_write_json(place / "accuracy.json", metrics)
-                low, high = metrics["accuracy_interval"]
-                says.append(f"{metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]")
+                says.append(_how_good(metrics))
             if wanted.normalise and self.main:
                 conversations = self._warm_conversations()
                 for place in made:
@@ -371,12 +379,8 @@ class _Run:
                     shutil.rmtree(stage.directory / place.name, ignore_errors=True)
                     os.replace(place, stage.directory / place.name)
             PartialState().wait_for_everyone()
-            prefers = f"{wanted.ensemble} models prefer" if several else "prefers"
-            return {
-                **metrics,
-                "says": f"{prefers} the better of two on {', '.join(says)} of {len(held_out)} held-out pairs "
-                "(95% interval)",
-            }
+            rows = "pairs" if rated is None else "rated conversations"
+            return {**metrics, "says": f"{', '.join(says)}, on {len(held_out)} held-out {rows} (95% interval)"}
 
         self._do(stage, work)
         return self._load_reward(str(stage.directory))
@@ -384,6 +388,20 @@ class _Run:
     def _how_the_reward_is_used(self) -> dict[str, Any]:
         wanted = self.config.reward
         return {"reward.kappa": wanted.kappa, **_named("reward.kwargs", wanted.kwargs)}
+
+    def _reward_rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What the reward model learns from, and what of it is held out."""
+        if self.config.data.rated is None:
+            return self.task.pairs()
+        rows = data.rated_rows(self.config.data.rated)
+        names = {row["label"] for row in rows if row.get("label") is not None}
+        label = self.config.reward.kwargs.get("label")
+        if not any(names <= outcome for outcome in YES_OR_NO) and label not in names:
+            raise ValueError(
+                f"data.rated has the labels {', '.join(sorted(map(str, names)))} and reward.kwargs.label is {label!r}: "
+                "expected the one that is rewarded, such as --reward.kwargs.label good"
+            )
+        return data.split_rated(rows, HELD_OUT, self.config.seed)
 
     def _load_reward(self, path: str) -> Any:
         wanted = self.config.reward
@@ -606,6 +624,17 @@ class _Run:
         return path
 
 
+def _how_good(metrics: Mapping[str, Any]) -> str:
+    """What a reward model reached on its held-out rows, in words."""
+    if "correlation" in metrics:
+        low, high = metrics["correlation_interval"]
+        return f"correlation with the scores {metrics['correlation']:.2f} [{low:.2f}, {high:.2f}]"
+    low, high = metrics["accuracy_interval"]
+    beside = f" (the most frequent label: {metrics['most_frequent']:.1%})" if "most_frequent" in metrics else ""
+    what = "label right" if beside else "prefers the better of two"
+    return f"{what} {metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]{beside}"
+
+
 def _bytes_needed(policy: PolicyConfig, stages: int) -> int:
     """About what a run writes: the weights of each stage, and checkpoints of one, which hold them and two moments."""
     if policy.model is None:
@@ -629,7 +658,13 @@ def _named(section: str, fields: dict[str, Any]) -> dict[str, Any]:
 def _contents(config: RunConfig) -> dict[str, str]:
     """Digests of the files that the data and the environment's arguments name, and of the weights of the model that is
     begun with and of one that plays the user: what has changed in place is another input."""
-    given = [config.data.train, config.data.eval, config.data.preferences, *config.env.kwargs.values()]
+    given = [
+        config.data.train,
+        config.data.eval,
+        config.data.preferences,
+        config.data.rated,
+        *config.env.kwargs.values(),
+    ]
     names = [name.removeprefix(MODEL_USER) for name in given if isinstance(name, str) and name]
     files = {name: Path(name) if Path(name).is_file() else shipped().get(name) for name in names}
     contents = {f"content of {name}": content_digest(file) for name, file in files.items() if file is not None}

@@ -117,7 +117,9 @@ def _check_lambdas(lambdas: list[float | str]) -> None:
 
 
 def _check_data(config: RunConfig) -> None:
-    for name in ("train", "eval", "preferences"):
+    if config.data.rated is not None and config.data.preferences is not None:
+        raise ValueError("data.rated and data.preferences are both given: the reward model learns from one of them")
+    for name in ("train", "eval", "preferences", "rated"):
         value = getattr(config.data, name)
         if value is None:
             continue
@@ -260,7 +262,8 @@ def _check_reward(config: RunConfig) -> None:
             f"reward.kind is 'environment', which compares with the corpus's replies, but env.kwargs.user is {user!r}, "
             "who leads the dialogue elsewhere: set --reward.kind trained or function"
         )
-    has_pairs = config.data.preferences is not None or config.env.id in (CUSTOMER_SERVICE, DIALOGUE)
+    given = config.data.preferences or config.data.rated
+    has_pairs = given is not None or config.env.id in (CUSTOMER_SERVICE, DIALOGUE)
     if reward.kind == "trained" and reward.model is None and not has_pairs:
         raise ValueError(
             f"reward.kind is 'trained', but {config.env.id} gives no preference pairs: set --reward.model, "

@@ -73,12 +73,51 @@ def test_an_ensemble_of_normalised_reward_models(tmp_path, monkeypatch, capsys):
     for member in members:
         fitted = json.loads((member / "config.json").read_text())["reward_normalisation"]
         assert fitted["std"] > 0
-    assert "2 models prefer the better of two on" in capsys.readouterr().out
+    assert any(line.count("prefers the better of two") == 2 for line in capsys.readouterr().out.splitlines())
     text = report.read_text(encoding="utf-8")
     assert "return in training against √KL" in text and "task success in training against √KL" in text
     again = small_run("customer-service", tmp_path, reward__model=report.parent / "reward_model", name="again",
                       reward__kappa=0.5, objective__lambda_sup="[0.0]")  # fmt: skip
     assert load_summary(again.parent)[1]["return"]
+
+
+def rated_file(path: Path, rating: str, values: list[object]) -> str:
+    said = ["hello", "i need a repair", "where are you", "a new phone", "bye", "the price ?", "open today ?", "help"]
+    rows = [{"prompt": said[n % 8], "completion": f"answer {n}", rating: values[n % len(values)]} for n in range(48)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("rating", "values", "words", "settings"),
+    [
+        ("score", [0.5, 2, -1], "correlation with the scores", {}),
+        ("label", [0, 1, 1], "label right", {}),
+        ("label", ["good", "bad", "so so"], "label right", {"reward__kwargs__label": "good"}),
+    ],
+)
+def test_reward_models_from_ratings(tmp_path, capsys, rating, values, words, settings):
+    rated = rated_file(tmp_path / "rated.jsonl", rating, values)
+    report = small_run(
+        "customer-service", tmp_path, data__rated=rated, objective__lambda_sup="[0.0]", reward__lora="{r: 2}",
+        **settings,
+    )  # fmt: skip
+    assert words in capsys.readouterr().out
+    assert load_summary(report.parent)[1]["return"]
+    AutoModelForSequenceClassification.from_pretrained(report.parent / "reward_model")
+    assert not (report.parent / "reward_model" / "adapter_config.json").exists()
+
+
+def test_bad_ratings_are_told_before_anything_is_trained(tmp_path):
+    names = rated_file(tmp_path / "names.jsonl", "label", ["good", "bad"])
+    with pytest.raises(ValueError, match=r"labels bad, good and reward\.kwargs\.label is None"):
+        small_run("customer-service", tmp_path, data__rated=names)
+    (tmp_path / "none.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="expected messages, or prompt and completion, with score or label"):
+        small_run("customer-service", tmp_path, data__rated=tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="both given"):
+        small_run("customer-service", tmp_path, data__rated=names, data__preferences=names)
+    assert not list(tmp_path.glob("customer-service/*"))
 
 
 def test_the_table_holds_all_measures_with_intervals(finished):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.stats import binomtest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 from transformers.utils import logging
@@ -74,6 +75,25 @@ def test_learns_an_obvious_preference(trained: tuple[Path, dict[str, Any]]) -> N
     losses = [entry["loss"] for entry in metrics["history"] if "loss" in entry]
     assert len(losses) == 480 * 2 // 32 // DEFAULTS["logging_steps"]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_an_adapter_learns_it_too_and_is_merged(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="needs the extra 'peft'")
+    tokenizer = tokenizer_of_tests()
+    beginning = new_model(tokenizer)
+    embeddings = beginning.get_input_embeddings().weight.detach().clone()
+    metrics = train_reward_model(
+        beginning, tokenizer, red_over_blue(480, seed=1), red_over_blue(100, seed=2), tmp_path / "reward",
+        {"use_cpu": True, "learning_rate": 2e-2, "num_train_epochs": 2}, lora={"r": 4},
+    )  # fmt: skip
+    assert metrics["accuracy"] >= 0.8
+    saved = load_file(tmp_path / "reward" / "model.safetensors")
+    assert not [name for name in saved if "lora" in name]
+    assert torch.equal(saved["model.embed_tokens.weight"], embeddings), "the base stays"
+    with pytest.raises(ValueError, match="lora has 'rank'"):
+        train_reward_model(
+            new_model(tokenizer), tokenizer, [], [], tmp_path / "none", {"use_cpu": True}, lora={"rank": 4}
+        )
 
 
 def test_accuracy_is_that_of_the_saved_model(trained: tuple[Path, dict[str, Any]]) -> None:
