@@ -43,6 +43,8 @@ class PolicyConfig:
     """most entries in a new tokenizer"""
     max_length: int = 512
     """longest conversation of a new model, in tokens"""
+    peft: dict[str, Any] | None = None
+    """reinforcement learning trains an adapter alone: {method: lora, r: 8}, adalora or ia3; merged when saved"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,9 @@ def _interval(name: str, values: list[float]) -> Interval:
 
 
 @torch.no_grad()
-def sequence_kl(policy: PreTrainedModel, reference: PreTrainedModel, trajectories: Sequence[Trajectory]) -> list[float]:
+def sequence_kl(
+    policy: PreTrainedModel, reference: Callable[..., Any], trajectories: Sequence[Trajectory]
+) -> list[float]:
     """KL(π ‖ π_ref) along each trajectory, in nats per episode: at every place where the policy spoke, the exact
     divergence over the whole vocabulary, summed (unbiased, and of less variance than the log-ratio of samples).
     """
@@ -149,7 +151,7 @@ def sequence_kl(policy: PreTrainedModel, reference: PreTrainedModel, trajectorie
         width = max(len(t.prompt_ids) for t in trajectories)
         ids = torch.tensor([t.prompt_ids + [0] * (width - len(t.prompt_ids)) for t in trajectories])
         mask = torch.tensor([[1] * len(t.prompt_ids) + [0] * (width - len(t.prompt_ids)) for t in trajectories])
-        both = [action_logits(m, ids.to(m.device), mask.to(m.device)) for m in (policy, reference)]
+        both = [action_logits(m, ids.to(policy.device), mask.to(policy.device)) for m in (policy, reference)]
         return _kl(both[0], both[1]).tolist()
     result: list[float] = []
     for start in range(0, len(trajectories), 16):
@@ -157,7 +159,9 @@ def sequence_kl(policy: PreTrainedModel, reference: PreTrainedModel, trajectorie
     return result
 
 
-def _causal_kl(policy: PreTrainedModel, reference: PreTrainedModel, trajectories: Sequence[Trajectory]) -> list[float]:
+def _causal_kl(
+    policy: PreTrainedModel, reference: Callable[..., Any], trajectories: Sequence[Trajectory]
+) -> list[float]:
     width = max(len(t) for t in trajectories)
     ids = torch.zeros(len(trajectories), width, dtype=torch.long, device=policy.device)
     mask, spoke = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)

@@ -29,8 +29,9 @@ from envs.vector import TextVectorEnv
 from reward_models.functions import load_reward
 from reward_models.rated import YES_OR_NO, train_on_ratings
 from reward_models.trained import load_trained, member_paths, normalise
-from reward_models.training import train_reward_model
+from reward_models.training import merged, train_reward_model
 from rlobj import __version__
+from rlobj.adapters import parameter_counts, peft_config_of
 from rlobj.callbacks import FiniteGuard
 from rlobj.checkpoints import WholeCheckpoints, newest_whole_checkpoint, telling_of_a_full_disk
 from rlobj.config import PolicyConfig, RunConfig, dump, validate
@@ -168,6 +169,7 @@ class _Run:
             self.directory.mkdir(parents=True, exist_ok=True)
             # what to do about a change is said for this once
             atomic_write_text(self.directory / "config.yaml", dump(replace(self.config, on_change="refuse")))
+        self._peft_config()
         self._grpo_config(self.directory)  # what TRL would refuse is refused now, before hours of other stages
 
     def all_stages(self) -> Path:
@@ -457,6 +459,7 @@ class _Run:
                 max_bad_steps=config.training.max_bad_steps,
                 estimator=config.training.estimator,
                 ppo=config.ppo,
+                peft_config=self._peft_config(),
                 max_length=config.policy.max_length,
                 callbacks=self._callbacks(
                     lambda_title(lambda_sup),
@@ -464,10 +467,15 @@ class _Run:
                 ),
             )
             quiet(trainer)
+            if config.policy.peft is not None:
+                trained, every = parameter_counts(trainer.model)
+                say(f"  {trained:,} of {every:,} parameters are trained")
             trainer.exact_resume = config.on_change != "continue"
             trainer.train(resume_from_checkpoint=self._resume(stage))
             self._stop_if_asked()
             if self.main:
+                if config.policy.peft is not None:
+                    trainer.model = merged(trainer.accelerator.unwrap_model(trainer.model))
                 trainer.save_model(str(directory))
                 (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle: config.yaml says it all
             return {"history": trainer.state.log_history, "warnings": trainer.alarms.told}
@@ -510,6 +518,10 @@ class _Run:
             "dataloader_pin_memory": False,
         }
         return ObjectiveArguments(**{**fields, **training.trl})
+
+    def _peft_config(self) -> Any:
+        policy = self.config.policy
+        return None if policy.peft is None else peft_config_of(policy.peft, self.config.training.steps)
 
     def _sampling(self) -> Sampling:
         """As in training."""

@@ -27,7 +27,7 @@ from trl.trainer.utils import RepeatSampler
 
 from envs.adapters import as_text_env
 from envs.rewards import OnError
-from rlobj.adapters import RankUpdate, has_adalora
+from rlobj.adapters import RankUpdate, WithoutAdapter, has_adalora
 from rlobj.alarms import Alarms
 from rlobj.bad_steps import write_bad_step
 from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, FiniteGuard
@@ -138,8 +138,11 @@ class ObjectiveTrainer(GRPOTrainer):
             model = load_causal(model)
         self.kl_every, self._kl_due = kl_every, 0
         measures = bool(kl_every) and env is not None and isinstance(model, PreTrainedModel)
-        self.reference: PreTrainedModel | None = None
-        if measures:
+        self.reference: PreTrainedModel | WithoutAdapter | None = None
+        adapted = kwargs.get("peft_config") is not None
+        if adapted and isinstance(model, PreTrainedModel) and is_one_token_policy(model):
+            raise ValueError("peft_config is given: an encoder policy cannot wear an adapter yet; leave it out")
+        if measures and not adapted:
             self.reference = copy.deepcopy(model).eval().requires_grad_(False)  # type: ignore[union-attr]
         if env is not None:
             sampling = Sampling(
@@ -166,8 +169,10 @@ class ObjectiveTrainer(GRPOTrainer):
         """of the current optimiser step, for whoever asks what was in it"""
         self._losses_are_finite: list[Tensor] = []
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
-        if self.reference is not None:
+        if isinstance(self.reference, PreTrainedModel):
             self.reference.to(self.accelerator.device)
+        elif measures:
+            self.reference = WithoutAdapter(self.accelerator.unwrap_model(self.model))
         self.add_callback(self.alarms)
         self.add_callback(
             FiniteGuard(

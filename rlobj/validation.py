@@ -38,6 +38,7 @@ def validate(config: RunConfig) -> RunConfig:
     _check_numbers(config)
     _check_lambdas(config.objective.lambdas)
     _check_data(config)
+    _check_adapter(config)
     _check_environment(config.env.id)
     _check_environment_kwargs(config.env.id, config.env.kwargs)
     _check_policy(config)
@@ -286,6 +287,13 @@ def composed(reward: RewardConfig) -> Reward:
 
 TRAINED_REWARD_OPTIONS = ("label", "output", "raw", "dtype", "device", "max_tokens")
 """What reward.kwargs may be where reward.kind is trained: of `reward_models.TrainedReward`."""
+
+
+def _check_adapter(config: RunConfig) -> None:
+    if config.policy.peft is not None and config.policy.kind != "causal":
+        raise ValueError(
+            f"policy.peft is {config.policy.peft} and policy.kind {config.policy.kind!r}: expected a causal policy"
+        )
 
 
 def _check_reward_function(reward: RewardConfig) -> None:

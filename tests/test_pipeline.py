@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -94,12 +95,16 @@ def rated_file(path: Path, rating: str, values: list[object]) -> str:
         ("score", [0.5, 2, -1], "correlation with the scores", {}),
         ("label", [0, 1, 1], "label right", {}),
         ("label", ["good", "bad", "so so"], "label right", {"reward__kwargs__label": "good"}),
+        pytest.param(
+            "label", [0, 1], "label right", {"reward__lora": "{r: 2}"},
+            marks=pytest.mark.skipif(find_spec("peft") is None, reason="needs the extra 'peft'"),
+        ),
     ],
-)
+)  # fmt: skip
 def test_reward_models_from_ratings(tmp_path, capsys, rating, values, words, settings):
     rated = rated_file(tmp_path / "rated.jsonl", rating, values)
     report = small_run(
-        "customer-service", tmp_path, data__rated=rated, objective__lambda_sup="[0.0]", reward__lora="{r: 2}",
+        "customer-service", tmp_path, data__rated=rated, objective__lambda_sup="[0.0]",
         **settings,
     )  # fmt: skip
     assert words in capsys.readouterr().out
