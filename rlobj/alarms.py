@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from statistics import fmean
 from typing import Any
@@ -41,7 +42,7 @@ class Alarms(TrainerCallback, ExportableState):
         """name, step and text of each warning, in the order they were told"""
         self._in_a_row: dict[str, int] = {}
         self._entropy_at_first: float | None = None
-        self._measured: list[tuple[float, float]] = []
+        self._gamed = GamedReward()
 
     def tell(self, name: str, step: int, text: str) -> None:
         """Warn, unless a warning of this name was told before."""
@@ -55,13 +56,15 @@ class Alarms(TrainerCallback, ExportableState):
             return
         if self._entropy_at_first is None:
             self._entropy_at_first = float(logs["entropy"])
-        now = dict(self._conditions({name: v for name, v in logs.items() if isinstance(v, int | float)}, args))
+        now = dict(
+            self._conditions(state.global_step, {k: v for k, v in logs.items() if isinstance(v, int | float)}, args)
+        )
         self._in_a_row = {name: self._in_a_row.get(name, 0) + 1 for name in now}
         for name, text in now.items():
             if self._in_a_row[name] >= PATIENCE:
                 self.tell(name, state.global_step, text)
 
-    def _conditions(self, logs: Mapping[str, float], args: Any) -> Iterator[tuple[str, str]]:
+    def _conditions(self, step: int, logs: Mapping[str, float], args: Any) -> Iterator[tuple[str, str]]:
         """Name and text of what is wrong with this step."""
         alike = logs.get("frac_reward_zero_std", 0.0) if self.estimator in ("grpo", "rloo") else 0.0
         if alike >= NEARLY_ALL or (self.estimator != "exact" and logs.get("reward_std") == 0):
@@ -89,13 +92,12 @@ class Alarms(TrainerCallback, ExportableState):
                 "training.learning_rate, or raise objective.lambda_sup or training.beta",
             )
         if "environment/success" in logs and "reward" in logs:
-            self._measured.append((logs["environment/success"], logs["reward"]))
-            fell = fallen_while_rewarded(self._measured)
+            fell = self._gamed.seen(step, logs["environment/success"], logs["reward"])
             if fell is not None:
-                step, best, now = fell
+                at, best, now = fell
                 yield (
                     "over-optimisation",
-                    f"task success fell to {now:.2f} from {best:.2f} about step {step}, while the reward rose: the "
+                    f"task success fell to {now:.2f} from {best:.2f} about step {at}, while the reward rose: the "
                     "policy games the reward (Gao et al. 2022). Take an earlier checkpoint or fewer training.steps; "
                     "raise objective.lambda_sup or training.beta; or mend the reward: more pairs, --reward.ensemble 4",
                 )
@@ -120,7 +122,7 @@ class Alarms(TrainerCallback, ExportableState):
             "in_a_row": self._in_a_row,
             "entropy_at_first": self._entropy_at_first,
         }
-        kept["measured"] = self._measured
+        kept["gamed"] = asdict(self._gamed)
         return {"args": {}, "attributes": kept}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -129,26 +131,29 @@ class Alarms(TrainerCallback, ExportableState):
         self.told = list(attributes.get("told", []))
         self._in_a_row = dict(attributes.get("in_a_row", {}))
         self._entropy_at_first = attributes.get("entropy_at_first")
-        self._measured = [(success, reward) for success, reward in attributes.get("measured", [])]
+        gamed = attributes.get("gamed", {"recent": [], "best": None})
+        self._gamed = GamedReward([(success, reward) for success, reward in gamed["recent"]], gamed["best"])
 
 
-def fallen_while_rewarded(measured: Sequence[tuple[float, float]]) -> tuple[int, float, float] | None:
-    """Whether success is below its best while the reward is above what it was then, both as means of WINDOW steps.
+@dataclass
+class GamedReward:
+    """Whether success is below its best while the reward is above what it was then, both as means of WINDOW steps."""
 
-    Args:
-        measured: success and reward of each step.
+    recent: list[tuple[float, float]] = field(default_factory=list)
+    """success and reward of the latest steps"""
+    best: tuple[int, float, float] | None = None
+    """step, success and reward of the window with the most success"""
 
-    Returns: the step of the best, its success, and success now; None where nothing has fallen.
-    """
-    if len(measured) < 2 * WINDOW:
-        return None
-    windows = [measured[i : i + WINDOW] for i in range(len(measured) - WINDOW + 1)]
-    means = [tuple(fmean(column) for column in zip(*window, strict=True)) for window in windows]
-    success, reward = means[-1]
-    best = max(range(len(means)), key=lambda i: means[i][0])
-    if means[best][0] - success < FALLEN or reward <= means[best][1]:
-        return None
-    return best + WINDOW, means[best][0], success
+    def seen(self, step: int, success: float, reward: float) -> tuple[int, float, float] | None:
+        """Take a step's figures; return the step of the best, its success, and success now, where it has fallen."""
+        self.recent = [*self.recent, (success, reward)][-WINDOW:]
+        if len(self.recent) < WINDOW:
+            return None
+        now, earned = (fmean(column) for column in zip(*self.recent, strict=True))
+        if self.best is None or now > self.best[1]:
+            self.best = (step, now, earned)
+        at, best, then = self.best
+        return (at, best, now) if best - now >= FALLEN and earned > then else None
 
 
 def reply_shares(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import gymnasium
 import pytest
 import torch
 from small import small_args, small_policy, small_rows
 from transformers import AutoModelForCausalLM
 
-from rlobj.alarms import WINDOW, fallen_while_rewarded
+from rlobj.alarms import WINDOW, GamedReward
 from rlobj.drift import against_kl, drift_pictures, mean_over_seeds
 from rlobj.pictures import Point
 from rlobj.policies import load_tokenizer
@@ -47,15 +50,22 @@ def test_measuring_the_kl_changes_no_bit_and_goes_on_after_a_resume(tmp_path):
     assert logged(again, "kl/episode")[-1] == pytest.approx(kl[2]), "against the warm start, not the checkpoint"
 
 
+def told(measured):
+    watch = GamedReward()
+    found = [watch.seen(step, *each) for step, each in enumerate(measured, 1)]
+    again = GamedReward(**json.loads(json.dumps(asdict(watch))))
+    assert again.seen(999, 0.0, 0.0) == watch.seen(999, 0.0, 0.0), "goes on from a checkpoint"
+    return found[-1]
+
+
 def test_a_reward_that_is_gamed_is_told():
     up = [(0.3 + 0.01 * i, 0.01 * i) for i in range(40)]
     down = [(0.7 - 0.02 * i, 0.4 + 0.01 * i) for i in range(20)]
-    assert fallen_while_rewarded(up) is None
-    step, best, now = fallen_while_rewarded(up + down)
+    assert told(up) is None
+    step, best, now = told(up + down)
     assert 40 <= step <= 40 + WINDOW and best > 0.6 and now < 0.5
-    both_fall = [(success, 1 - reward) for success, reward in up + down]
-    assert fallen_while_rewarded(both_fall) is None
-    assert fallen_while_rewarded([(1.0, 0.0)] * WINDOW) is None
+    assert told([(success, 1 - reward) for success, reward in up + down]) is None, "both fall"
+    assert told([(1.0, 0.0)] * (WINDOW - 1)) is None
 
 
 def test_proxy_and_truth_are_means_between_two_measurements_of_the_kl():
