@@ -227,6 +227,8 @@ class TrainingConfig:
     """sampling temperature"""
     kl_every: int = 5
     """log the KL to the warm start every so many steps; 0: never"""
+    kl_limit: float | None = None
+    """end the training where the KL to the warm start is above so many nats per token"""
     beta: float = 0.0
     """weight of the KL penalty to the warm start"""
     max_bad_steps: int = 3

@@ -456,6 +456,7 @@ class _Run:
                 surgery=config.objective.surgery,
                 probe_every=config.objective.probe_every,
                 kl_every=config.training.kl_every,
+                kl_limit=config.training.kl_limit,
                 max_bad_steps=config.training.max_bad_steps,
                 estimator=config.training.estimator,
                 ppo=config.ppo,

@@ -30,7 +30,7 @@ from envs.rewards import OnError
 from rlobj.adapters import RankUpdate, WithoutAdapter, has_adalora
 from rlobj.alarms import Alarms
 from rlobj.bad_steps import write_bad_step
-from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, FiniteGuard
+from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, EndOfKL, FiniteGuard
 from rlobj.checkpoints import WholeCheckpoints, require_exact
 from rlobj.config import ESTIMATORS, EstimatorName, PPOConfig
 from rlobj.critic import Critic, CriticKeeper, Watched, watching
@@ -89,6 +89,7 @@ class ObjectiveTrainer(GRPOTrainer):
             0 for the first step alone.
         kl_every: with `env`, log KL(π ‖ warm start) every so many steps, along an episode (`kl/episode`) and a
             token (`kl/warm_start`), in nats; keeps a copy of the warm start. 0: never.
+        kl_limit: where a measured `kl/warm_start` is above, save a checkpoint, if any are saved, and end the training.
         max_bad_steps: stop after so many non-finite steps in a row.
         max_length: longest dialogue in tokens.
         estimator: of ∇R, one of `rlobj.config.ESTIMATORS`; all but grpo need `env`. With ppo, reinforce and exact
@@ -119,6 +120,7 @@ class ObjectiveTrainer(GRPOTrainer):
         surgery: Literal["none", "pcgrad"] = "none",
         probe_every: int = 10,
         kl_every: int = 0,
+        kl_limit: float | None = None,
         max_bad_steps: int = 3,
         max_length: int = 512,
         estimator: EstimatorName = "grpo",
@@ -136,7 +138,10 @@ class ObjectiveTrainer(GRPOTrainer):
         self._check(args, model, env)
         if isinstance(model, str) and (estimator == "ppo" or kl_every):
             model = load_causal(model)
-        self.kl_every, self._kl_due = kl_every, 0
+        if kl_limit is not None and not kl_every:
+            raise ValueError(f"kl_limit is {kl_limit} and kl_every {kl_every}: the KL must be measured to be limited")
+        self.kl_every, self._kl_due, self.kl_limit = kl_every, 0, kl_limit
+        self.kl_exceeded = False
         measures = bool(kl_every) and env is not None and isinstance(model, PreTrainedModel)
         self.reference: PreTrainedModel | WithoutAdapter | None = None
         adapted = kwargs.get("peft_config") is not None
@@ -183,6 +188,7 @@ class ObjectiveTrainer(GRPOTrainer):
             )
         )
         self.add_callback(BetweenGenerations())
+        self.add_callback(EndOfKL(lambda: self.kl_exceeded))
         if has_adalora(self.model):
             self.add_callback(RankUpdate(self.model))
         if self.critic is not None:
@@ -400,7 +406,18 @@ class ObjectiveTrainer(GRPOTrainer):
         kl = sequence_kl(policy.eval(), self.reference, trajectories)
         policy.train(was_training)
         self._log_metric("kl/episode", sum(kl) / len(kl))
-        self._log_metric("kl/warm_start", sum(kl) / max(sum(sum(t.policy_mask) for t in trajectories), 1))
+        per_token = sum(kl) / max(sum(sum(t.policy_mask) for t in trajectories), 1)
+        self._log_metric("kl/warm_start", per_token)
+        everywhere = self._over_processes(torch.tensor(per_token, device=self.accelerator.device)).item()
+        if self.kl_limit is not None and everywhere > self.kl_limit:
+            self.kl_exceeded = True
+            self.alarms.tell(
+                "KL limit",
+                self.state.global_step,
+                f"the policy's KL to the warm start rose to {everywhere:.2g} nats per token, above the limit of "
+                f"{self.kl_limit:g}: the training ends here. Lower training.learning_rate, or raise "
+                "objective.lambda_sup or training.beta",
+            )
 
     # What is measured ---------------------------------------------------------------------------------------------
 

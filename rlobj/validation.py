@@ -75,6 +75,9 @@ def _check_numbers(config: RunConfig) -> None:
     _at_least("objective.probe_every", config.objective.probe_every, 0)
     _at_least("training.beta", config.training.beta, 0)
     _at_least("training.kl_every", config.training.kl_every, 0)
+    if config.training.kl_limit is not None:
+        _at_least("training.kl_limit", config.training.kl_limit, 0, above=True)
+        _at_least("training.kl_every (with training.kl_limit)", config.training.kl_every, 1)
     compares = config.training.estimator in ("grpo", "rloo")
     _at_least("training.num_generations", config.training.num_generations, 2 if compares else 1)
     _check_ppo(config.ppo)

@@ -50,6 +50,16 @@ def test_measuring_the_kl_changes_no_bit_and_goes_on_after_a_resume(tmp_path):
     assert logged(again, "kl/episode")[-1] == pytest.approx(kl[2]), "against the warm start, not the checkpoint"
 
 
+def test_a_policy_that_moves_too_far_is_stopped_with_a_checkpoint(tmp_path):
+    trainer = trained(tmp_path, steps=6, kl_every=1, kl_limit=1e-9)
+    assert trainer.state.global_step == 2, "the first step begins at the warm start"
+    assert (tmp_path / "run/checkpoint-2").is_dir()
+    (limit,) = [each for each in trainer.alarms.told if each["name"] == "KL limit"]
+    assert "the training ends here" in limit["text"]
+    with pytest.raises(ValueError, match="must be measured"):
+        trained(tmp_path, kl_limit=0.1)
+
+
 def told(measured):
     watch = GamedReward()
     found = [watch.seen(step, *each) for step, each in enumerate(measured, 1)]
