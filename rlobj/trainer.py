@@ -44,7 +44,7 @@ from rlobj.estimators import (
     whitened,
 )
 from rlobj.evaluation import sequence_kl
-from rlobj.lambdas import Controller, LambdaForm, Measured, as_lambda, checked_lambda, needs_labels
+from rlobj.lambdas import Controller, Lagrange, LambdaForm, Measured, as_lambda, checked_lambda, needs_labels
 from rlobj.objective import GradientBalance, gradient_balance, objective, surgery_correction
 from rlobj.policies import load_causal
 from rlobj.rollout import EnvironmentRollout, Sampling, Trajectory, episode_prompt, episode_return, factory_of
@@ -187,8 +187,8 @@ class ObjectiveTrainer(GRPOTrainer):
                 lambda step, text: self.alarms.tell("not finite", step, text),
             )
         )
-        self.add_callback(BetweenGenerations())
         self.add_callback(EndOfKL(lambda: self.kl_exceeded))
+        self.add_callback(BetweenGenerations())  # behind those that ask for a checkpoint
         if has_adalora(self.model):
             self.add_callback(RankUpdate(self.model))
         if self.critic is not None:
@@ -226,6 +226,11 @@ class ObjectiveTrainer(GRPOTrainer):
             raise ValueError(
                 f"loss_type is {args.loss_type!r}: expected one of {', '.join(SUPPORTED_LOSS_TYPES)}, whose "
                 "denominators span the global batch, so that lambda_sup means the same however the batch is split"
+            )
+        if self.token_weights != "none" and isinstance(self.lambda_form, Lagrange):
+            raise ValueError(
+                f"token_weights is {self.token_weights!r} and lambda_sup {self.lambda_form}: its bound is one of the "
+                "unweighted ℓ, which is not what is measured then; set token_weights to none, or give another form"
             )
         if self.stream is None and needs_labels(self.lambda_form):
             raise ValueError(

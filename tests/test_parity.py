@@ -227,6 +227,11 @@ def test_surgery_adds_its_correction_to_the_one_gradient_that_is_clipped(policy,
     assert logged[0] == pytest.approx(logged[1], abs=1e-5)
 
 
+def test_a_bound_on_l_and_weights_of_its_tokens_do_not_go_together(policy, tmp_path):
+    with pytest.raises(ValueError, match="one of the unweighted ℓ"):
+        ours(policy, tmp_path, lambda_sup="lagrange:factor=1.1", token_weights="chord")
+
+
 def test_dead_lambda_is_an_error_at_the_first_step(policy, tmp_path):
     with pytest.raises(LambdaIsDead, match="changes no gradient"):
         ours(policy, tmp_path, lambda_sup=1e-30).train()
