@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import math
 import os
 import shutil
@@ -20,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.trainer_callback import PrinterCallback
 from trl import RewardConfig, RewardTrainer
 
+from reward_models.calling import nearest
 from reward_models.trained import (
     NORMALISATION,
     TrainedReward,
@@ -106,13 +106,21 @@ def train_reward_model(
     return {**_judge(TrainedReward(output_dir), held_out), "history": list(trainer.state.log_history)}
 
 
-def training_arguments(config: dict[str, Any], output: Path) -> RewardConfig:
-    known = [each.name for each in dataclasses.fields(RewardConfig)]
-    for name in config:
+def require_fields(given: Iterable[str], config_class: Any, called: str) -> list[str]:
+    """The fields of a configuration class, if all that are given are among them.
+
+    Raises:
+        ValueError: one is not.
+    """
+    known = [each.name for each in dataclasses.fields(config_class)]
+    for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"trl.RewardConfig has no field {name!r}{hint}")
+            raise ValueError(f"{called} has no field {name!r}{nearest(name, known)}")
+    return known
+
+
+def training_arguments(config: dict[str, Any], output: Path) -> RewardConfig:
+    known = require_fields(config, RewardConfig, "trl.RewardConfig")
     fields = {"output_dir": str(output.parent / "checkpoints" / output.name), **DEFAULTS, **config}
     if "activation_checkpointing" in known and "gradient_checkpointing" not in config:
         # the newer name of the field; the older one warns
@@ -204,12 +212,7 @@ def with_lora(model: PreTrainedModel, lora: Mapping[str, Any] | None) -> PreTrai
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise ValueError("lora needs peft: pip install 'rlobj[peft]'") from None
-    known = [field.name for field in dataclasses.fields(LoraConfig)]
-    for name in lora:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"lora has {name!r}, which peft.LoraConfig has not{hint}")
+    require_fields(lora, LoraConfig, "peft.LoraConfig")
     adapted: Any = get_peft_model(model, LoraConfig(**{"target_modules": "all-linear", "task_type": "SEQ_CLS", **lora}))
     return adapted  # type: ignore[no-any-return]
 
