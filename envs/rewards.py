@@ -177,13 +177,13 @@ def _listed(returned: Any, name: str, count: int) -> list[Any]:
 class WrongCount(ValueError):
     """Another number of values than episodes; `str` says what the function did."""
 
-    kind = "count"
+    kind, told = "count", True
 
 
 class WrongType(ValueError):
     """No values at all; `str` says what the function did."""
 
-    kind = "type"
+    kind, told = "type", True
 
 
 def _arguments(episodes: Sequence[Episode], columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,9 +226,10 @@ def _number(outcome: Any) -> float | tuple[str, str]:
 
 def _raised(error: BaseException) -> tuple[str, str]:
     kind = getattr(error, "kind", "timeout" if isinstance(error, TimeoutError) else "exception")
-    if isinstance(error, WrongCount | WrongType):
+    if getattr(error, "told", False):
         return kind, str(error)
-    return kind, f"raised {type(error).__name__}: {error}{_place(error)}"
+    notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+    return kind, f"raised {type(error).__name__}: {error}{notes}{_place(error)}"
 
 
 def _place(error: BaseException) -> str:

@@ -16,6 +16,17 @@ FORMS: dict[str, tuple[str, ...]] = {
 """What a part of a composition may be, and the keys that go with it."""
 
 
+class PartNotFinite(ValueError):
+    """A part of a composition gave an episode NaN or ±∞; `str` says which part."""
+
+    told = True
+    """`str` is all that an error of the run says of it."""
+
+    def __init__(self, name: str, value: float) -> None:
+        super().__init__(f"has the part {name!r}, which returned {value}: expected a finite number or None")
+        self.kind = "nan" if math.isnan(value) else "infinite"
+
+
 class Composition:
     """Several rewards combined. An episode that any part gives no reward has none.
 
@@ -42,6 +53,7 @@ class Composition:
         self._rewards, self._combine, self._logs = dict(parts), combine, logs
         self._weights = list(weights) if weights is not None else [1.0] * len(parts)
         self.parts: dict[str, float] = {}
+        self._rows: list[tuple[float | None, ...]] = []  # of the latest call, what each part said of each episode
 
     def __call__(
         self,
@@ -54,7 +66,7 @@ class Composition:
         tellers = {"log_metric": log_metric, "log_extra": log_extra}
         told = {name: teller for name, teller in tellers.items() if teller is not None}
         data = {"prompts": prompts, "completions": completions, **columns, **told}
-        values = {name: _values(name, reward(**data), len(completions)) for name, reward in self._rewards.items()}
+        values = {name: _values(name, reward, data, len(completions)) for name, reward in self._rewards.items()}
         rows = list(zip(*values.values(), strict=True))
         totals = [self._total([value for value in row if value is not None], len(row)) for row in rows]
         for name, part in values.items():
@@ -64,7 +76,24 @@ class Composition:
                 log_extra(f"reward/{name}", part)
         if log_metric is not None and self._logs:
             self._log(rows, totals, log_metric)
+        self._rows = rows
         return totals
+
+    def outcomes(
+        self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
+    ) -> list[float | PartNotFinite | None]:
+        """The same, but in the place of a total that is not finite stands which part made it so."""
+        totals = self(prompts, completions, **columns)
+        return [self._named(i, total) for i, total in enumerate(totals)]
+
+    def _named(self, episode: int, total: float | None) -> float | PartNotFinite | None:
+        if total is None or math.isfinite(total):
+            return total
+        for (name, reward), value in zip(self._rewards.items(), self._rows[episode], strict=True):
+            if value is not None and not math.isfinite(value):
+                inner = reward._named(episode, value) if isinstance(reward, Composition) else value
+                return inner if isinstance(inner, PartNotFinite) else PartNotFinite(name, value)
+        return total
 
     def _total(self, values: list[float], parts: int) -> float | None:
         if len(values) < parts:
@@ -151,17 +180,26 @@ def _node(tree: Any, where: str, load: Callable[[str, Mapping[str, Any]], Reward
     made = _made(tree, form, where, load)
     if "clip" not in tree:
         return made
-    low, high = tree["clip"]
+    bounds = tree["clip"]
+    if not (isinstance(bounds, Sequence) and len(bounds) == 2 and all(map(_is_number, bounds))):
+        raise ValueError(f"{where}.clip is {bounds!r}: expected two numbers [low, high]")
+    low, high = bounds
     if not low < high:
-        raise ValueError(f"{where}.clip is {tree['clip']}: expected [low, high] with low below high")
+        raise ValueError(f"{where}.clip is {bounds!r}: expected [low, high] with low below high")
     return Composition({name_of(made): made}, lambda values: min(max(values[0], low), high), logs=False)
 
 
 def _made(tree: Mapping[str, Any], form: str, where: str, load: Callable[[str, Mapping[str, Any]], Reward]) -> Reward:
     if form == "reward":
-        return load(tree["reward"], tree.get("kwargs", {}))
+        kwargs = tree.get("kwargs", {})
+        if not isinstance(tree["reward"], str) or not isinstance(kwargs, Mapping):
+            raise ValueError(f"{where} is {dict(tree)}: expected a reward's name, and kwargs {{parameter: value}}")
+        return load(tree["reward"], kwargs)
     if form == "gate":
-        least, otherwise = float(tree.get("at_least", 1.0)), float(tree.get("otherwise", 0.0))
+        least, otherwise = tree.get("at_least", 1.0), tree.get("otherwise", 0.0)
+        for key, value in (("at_least", least), ("otherwise", otherwise)):
+            if not _is_number(value):
+                raise ValueError(f"{where}.{key} is {value!r}: expected a number")
         if "then" not in tree:
             raise ValueError(f"{where} has a gate without 'then': expected the part that counts where the gate is open")
         parts = {name: _node(tree[name], f"{where}.{name}", load) for name in ("gate", "then")}
@@ -170,11 +208,11 @@ def _made(tree: Mapping[str, Any], form: str, where: str, load: Callable[[str, M
     if not isinstance(given, Mapping) or not given:
         raise ValueError(f"{where}.{form} is {given!r}: expected {{name: part}}")
     weights = {
-        name: part if _is_weight(part) else part.get("weight", 1.0) if isinstance(part, Mapping) else 1.0
+        name: part if _is_number(part) else part.get("weight", 1.0) if isinstance(part, Mapping) else 1.0
         for name, part in given.items()
     }
     parts = {
-        name: load(name, {}) if _is_weight(part) else _node(part, f"{where}.{form}.{name}", load)
+        name: load(name, {}) if _is_number(part) else _node(part, f"{where}.{form}.{name}", load)
         for name, part in given.items()
     }
     if form == "sum":
@@ -184,11 +222,17 @@ def _made(tree: Mapping[str, Any], form: str, where: str, load: Callable[[str, M
     return Composition(parts, min if form == "min" else math.prod)
 
 
-def _is_weight(part: Any) -> bool:
+def _is_number(part: Any) -> bool:
     return isinstance(part, int | float) and not isinstance(part, bool)
 
 
-def _values(name: str, values: Any, count: int) -> list[float | None]:
+def _values(name: str, reward: Reward, data: Mapping[str, Any], count: int) -> list[float | None]:
+    """What a part says of each episode; an exception of it takes the part's name along as a note."""
+    try:
+        values = reward(**data)
+    except Exception as error:
+        error.add_note(f"in the part {name!r}")
+        raise
     if len(values) != count:
         raise ValueError(f"reward {name!r} returned {len(values)} values for {count} episodes")
     for value in values:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from envs.core import Episode
+from envs.rewards import BadReward, score_episodes
 from reward_models import WeightedSum, load_reward
 from reward_models.compose import compose
 
@@ -104,9 +106,33 @@ def test_a_part_that_failed_is_not_hidden() -> None:
         ({"sum": {"a": {"reward": "a", "wieght": 2}}}, "'wieght'; did you mean 'weight'"),
         ({"gate": "a"}, "gate without 'then'"),
         ({"reward": "a", "clip": [1, 0]}, "low below high"),
+        ({"reward": "a", "clip": 3}, r"compose.clip is 3: expected two numbers \[low, high\]"),
+        ({"sum": {"x": {"reward": "a", "clip": [0, "1"]}}}, r"compose.sum.x.clip is \[0, '1'\]: expected two numbers"),
+        ({"reward": "a", "kwargs": 3}, "expected a reward's name, and kwargs"),
+        ({"gate": "a", "then": "a", "at_least": "high"}, "compose.at_least is 'high': expected a number"),
         (3, "compose is 3"),
     ],
 )
 def test_trees_that_are_none(tree: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compose(tree, lambda name, kwargs: fixed(1.0))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (fixed(1.0, math.nan), "the part 'mine', which returned nan"),
+        (fixed(math.inf, 1.0), "the part 'mine', which returned inf"),
+        (lambda prompts, completions, **columns: ["1"] * len(completions), "reward 'mine' returned '1'"),
+        (fixed(), "reward 'mine' returned 0 values"),
+        (load_reward("label_match"), "raised .*in the part 'mine'"),
+    ],
+)
+def test_an_error_names_the_part(part: Any, message: str) -> None:
+    """Through the boundary that a run has, in a composition within another."""
+    rewards = {"success": load_reward("success"), "mine": part}
+    tree = {"sum": {"success": 1, "both": {"sum": {"success": 1, "mine": 1}}}}
+    reward = compose(tree, lambda name, kwargs: rewards[name])
+    episodes = [Episode(seed, [], [], {"success": True}) for seed in range(2)]
+    with pytest.raises(BadReward, match=message):
+        score_episodes(reward, episodes)
