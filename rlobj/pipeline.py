@@ -56,6 +56,7 @@ from rlobj.runs import (
 from rlobj.stages import Stage, check_half_done, make_ready
 from rlobj.supervised import SupervisedRow, quiet, warm_start
 from rlobj.tasks import HELD_OUT, MODEL_USER, Task, make_task
+from rlobj.tracking import METRICS
 from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
 from rlobj.validation import composed
 
@@ -203,9 +204,10 @@ class _Run:
         with telling_of_a_full_disk(stage.checkpoints):
             outputs = work()
         if self.main:
-            if (stage.checkpoints / bad_steps.FOLDER).exists():
-                shutil.rmtree(stage.directory / bad_steps.FOLDER, ignore_errors=True)
-                shutil.move(stage.checkpoints / bad_steps.FOLDER, stage.directory / bad_steps.FOLDER)
+            for kept in (bad_steps.FOLDER, METRICS):
+                if (stage.checkpoints / kept).exists():
+                    shutil.rmtree(stage.directory / kept, ignore_errors=True)
+                    shutil.move(stage.checkpoints / kept, stage.directory / kept)
             mark_done(stage.directory, stage.key, outputs, stage.inputs)
             shutil.rmtree(stage.checkpoints, ignore_errors=True)
         PartialState().wait_for_everyone()
@@ -441,9 +443,10 @@ class _Run:
         def work() -> dict[str, Any]:
             warm = self.directory / "warm_start"
             tokenizer, beside = load_tokenizer(warm), self.task.rows_beside_reward
+            args = self._grpo_config(stage.checkpoints)
             trainer = ObjectiveTrainer(
                 self._load(warm),
-                args=self._grpo_config(stage.checkpoints),
+                args=args,
                 processing_class=tokenizer,
                 env=self.task.train_env,
                 reward=reward,
@@ -462,6 +465,7 @@ class _Run:
                 ppo=config.ppo,
                 peft_config=self._peft_config(),
                 max_length=config.policy.max_length,
+                dropout=not args.disable_dropout,
                 callbacks=self._callbacks(
                     lambda_title(lambda_sup),
                     {"objective/return": "R", "environment/success": "success", "objective/ell": "ℓ"},

@@ -178,3 +178,12 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
         )
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def take_out_dropout(model: torch.nn.Module) -> None:
+    """Make training passes equal those of sampling: no dropout in any layer, nor in attention, in place."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):  # Llama and its kin call a function for it
+            module.attention_dropout = 0.0

@@ -23,6 +23,7 @@ from rlobj.chat_format import IGNORED_LABEL, ChatFormat, Message
 from rlobj.encoder_policy import is_one_token_policy
 from rlobj.policies import save_policy
 from rlobj.rollout import encode_text
+from rlobj.tracking import track
 
 # transformers on its own renamed field, which TRL's configuration still sets: nothing that a user could mend
 warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
@@ -232,6 +233,7 @@ def warm_start(
             callbacks=list(callbacks),
         )
     quiet(trainer)
+    track(trainer)
     trainer.train(resume_from_checkpoint=resume)
     if trainer.accelerator.is_main_process:
         save_policy(policy, tokenizer, directory)

@@ -46,9 +46,10 @@ from rlobj.estimators import (
 from rlobj.evaluation import sequence_kl
 from rlobj.lambdas import Controller, Lagrange, LambdaForm, Measured, as_lambda, checked_lambda, needs_labels
 from rlobj.objective import GradientBalance, gradient_balance, objective, surgery_correction
-from rlobj.policies import load_causal
+from rlobj.policies import load_causal, take_out_dropout
 from rlobj.rollout import EnvironmentRollout, Sampling, Trajectory, episode_prompt, episode_return, factory_of
 from rlobj.supervised import SupervisedRow, SupervisedStream, TokenWeights, supervised_loss_sum, supervised_losses
+from rlobj.tracking import track
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func warns at every start; test_trl_hooks watches it
 
@@ -92,6 +93,8 @@ class ObjectiveTrainer(GRPOTrainer):
         kl_limit: where a measured `kl/warm_start` is above, save a checkpoint, if any are saved, and end the training.
         max_bad_steps: stop after so many non-finite steps in a row.
         max_length: longest dialogue in tokens.
+        dropout: keep the model's dropout. It is taken out unless asked for, whatever `args.disable_dropout` says:
+            episodes are sampled without it, and would be another policy's than the one that learns from them.
         estimator: of ∇R, one of `rlobj.config.ESTIMATORS`; all but grpo need `env`. With ppo, reinforce and exact
             an `ObjectiveArguments` as `args` may have `num_generations=1`.
         ppo: settings of the critic.
@@ -123,6 +126,7 @@ class ObjectiveTrainer(GRPOTrainer):
         kl_limit: float | None = None,
         max_bad_steps: int = 3,
         max_length: int = 512,
+        dropout: bool = False,
         estimator: EstimatorName = "grpo",
         ppo: PPOConfig | None = None,
         **kwargs: Any,
@@ -174,6 +178,8 @@ class ObjectiveTrainer(GRPOTrainer):
         """of the current optimiser step, for whoever asks what was in it"""
         self._losses_are_finite: list[Tensor] = []
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
+        if not dropout:
+            take_out_dropout(self.model)
         if isinstance(self.reference, PreTrainedModel):
             self.reference.to(self.accelerator.device)
         elif measures:
@@ -199,6 +205,7 @@ class ObjectiveTrainer(GRPOTrainer):
             self.add_callback(BaselineState(self))
         if isinstance(self.lambda_form, Controller):
             self.add_callback(ControllerState(self.lambda_form, self._ell_of_the_start))
+        track(self)
         self.add_callback(WholeCheckpoints())  # behind those that save something
 
     def _check(self, args: GRPOConfig, model: Any, env: Any) -> None:
@@ -206,12 +213,17 @@ class ObjectiveTrainer(GRPOTrainer):
             raise ValueError(f"estimator is {self.estimator!r}: expected one of {', '.join(ESTIMATORS)}")
         if self.estimator != "grpo" and env is None:
             raise ValueError(f"estimator is {self.estimator}: it needs env, whose episodes say what each token earned")
-        for name, plain in (("repetition_penalty", 1.0), ("generation_kwargs", None), ("use_vllm", False)):
+        for name, plain in (("repetition_penalty", 1.0), ("generation_kwargs", None)):
             if env is not None and (given := getattr(args, name)) not in (plain, {}):
                 raise ValueError(
                     f"{name} is {given!r}: episodes of env are sampled by rlobj itself, which has temperature, top_p, "
                     f"top_k and min_p alone; set {name} to {plain}"
                 )
+        if env is not None and args.use_vllm:
+            raise ValueError(
+                "use_vllm is True: rlobj plays the episodes of env itself; vLLM generates where reward_funcs and "
+                "train_dataset are given instead. Set use_vllm to False"
+            )
         if self.estimator in ("grpo", "rloo") and args.num_generations < 2:
             raise ValueError(
                 f"num_generations is {args.num_generations}: {self.estimator} compares at least 2 episodes"

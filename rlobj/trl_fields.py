@@ -36,6 +36,7 @@ RESERVED: dict[str, dict[str, str | None]] = {
         "temperature": "training.temperature",
         "beta": "training.beta",
         "reward_weights": "reward.function",
+        "use_vllm": None,  # rlobj plays the episodes of environments itself
     },
     "warm_start.trl": EVERYWHERE
     | {

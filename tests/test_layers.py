@@ -17,7 +17,7 @@ LAYERS = {
     "0 pure": ("_origin", "chat_format", "intervals", "objective", "runs", "spelling"),
     "1 parts": (
         "adapters", "alarms", "callbacks", "checkpoints", "config", "critic", "data", "drift", "encoder_policy",
-        "estimators", "lambdas", "pictures", "policies", "progress", "recipes", "trl_fields", "try_reward",
+        "estimators", "lambdas", "pictures", "policies", "progress", "recipes", "tracking", "trl_fields", "try_reward",
         "validation",
     ),
     "2 loops": ("bad_steps", "evaluation", "model_user", "reward_watch", "rollout", "supervised", "trainer"),

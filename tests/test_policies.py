@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from transformers import BertForSequenceClassification, GPT2LMHeadModel, LlamaForCausalLM
 
 from envs.customer_service import CustomerServiceEnv
 from envs.experts import demonstrations
-from rlobj.policies import make_tokenizer
+from rlobj.policies import make_tokenizer, take_out_dropout
 
 TEXTS = ["您住在哪一带？地点无所谓。", "hello there , it is é and ñ"]
 
@@ -26,3 +28,15 @@ def test_a_chinese_value_is_the_same_tokens_wherever_it_stands():
         tokens = tokenizer.tokenize(text)
         assert any(tokens[i : i + len(name)] == name for i in range(len(tokens)))
     assert len(name) == 2
+
+
+@pytest.mark.parametrize("kind", [LlamaForCausalLM, GPT2LMHeadModel, BertForSequenceClassification])
+def test_without_dropout_a_training_pass_is_that_of_sampling(kind):
+    everywhere = {"attention_dropout": 0.5, "attn_pdrop": 0.5, "hidden_dropout_prob": 0.5}
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = kind(kind.config_class(vocab_size=20, **size, **everywhere))
+    ids = torch.arange(2, 12)[None]
+    plain = model.eval()(ids).logits
+    assert not torch.equal(model.train()(ids).logits, plain)
+    take_out_dropout(model)
+    assert torch.equal(model.train()(ids).logits, plain)
