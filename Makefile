@@ -4,6 +4,8 @@
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+# A worker for each core, whose tests use one thread; a file's tests share what they train, so they stay together.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-slow lint format type bench clean
 
@@ -11,10 +13,10 @@ demo: .venv/.installed
 	$(BIN)/rlobj run customer-service
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: .venv/.installed
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: .venv/.installed
 	$(BIN)/ruff check --quiet .
