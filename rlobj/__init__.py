@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from rlobj.encoder_policy import as_one_token_policy as as_one_token_policy
     from rlobj.evaluation import Evaluation as Evaluation
     from rlobj.evaluation import evaluate as evaluate
-    from rlobj.lambdas import Constant as Constant
-    from rlobj.lambdas import Linear as Linear
     from rlobj.lambdas import as_lambda as as_lambda
     from rlobj.pipeline import run as run
     from rlobj.policies import load_causal as load_causal
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
     from rlobj.rollout import EnvironmentRollout as EnvironmentRollout
     from rlobj.rollout import Sampling as Sampling
     from rlobj.rollout import episode_return as episode_return
+    from rlobj.schedules import Constant as Constant
+    from rlobj.schedules import Linear as Linear
     from rlobj.supervised import SupervisedRow as SupervisedRow
     from rlobj.supervised import dialogue_rows as dialogue_rows
     from rlobj.supervised import label_rows as label_rows
@@ -45,11 +45,12 @@ _NAMES_OF = {
     "config": ("PPOConfig",),
     "encoder_policy": ("as_one_token_policy",),
     "evaluation": ("Evaluation", "evaluate"),
-    "lambdas": ("Constant", "Linear", "as_lambda"),
+    "lambdas": ("as_lambda",),
     "pipeline": ("run",),
     "policies": ("load_causal", "load_encoder", "load_tokenizer", "make_causal", "make_encoder", "make_tokenizer"),
     "recipes": ("load_recipe",),
     "rollout": ("EnvironmentRollout", "Sampling", "episode_return"),
+    "schedules": ("Constant", "Linear"),
     "supervised": ("SupervisedRow", "dialogue_rows", "label_rows", "warm_start"),
     "trainer": ("LambdaIsDead", "ObjectiveArguments", "ObjectiveTrainer", "episode_dataset"),
 }

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from rlobj.lambdas import Controller
+from rlobj.controllers import Controller, identity
 
 logger = logging.getLogger(__name__)
 
@@ -35,23 +35,29 @@ class BaselineState(TrainerCallback, ExportableState):
 
 
 class ControllerState(TrainerCallback, ExportableState):
-    """Tell a controller of λ what it begins with, and keep its state in checkpoints (trainer_state.json)."""
+    """Tell a controller of λ what it begins with, and keep its state in checkpoints (trainer_state.json).
 
-    def __init__(self, controller: Controller, ell_of_the_start: Callable[[], float]) -> None:
+    The state is bound to the form that made it: another form, or other settings of it, begins afresh.
+
+    Args:
+        ell_of_the_start: ℓ of the warm start; None where the controller does not need it.
+    """
+
+    def __init__(self, controller: Controller, ell_of_the_start: float | None) -> None:
         self.controller, self.ell_of_the_start = controller, ell_of_the_start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         kept = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step > 0 else {}
-        if kept.get("args") == self._kind():
+        if kept.get("args") == self._form():
             self.controller.state = dict(kept["attributes"])
-        else:  # a new training, or a λ that was changed on the way
-            self.controller.begin(self.ell_of_the_start())
+        elif self.ell_of_the_start is not None:
+            self.controller.begin(self.ell_of_the_start)
 
     def state(self) -> dict[str, Any]:
-        return {"args": self._kind(), "attributes": dict(self.controller.state)}
+        return {"args": self._form(), "attributes": dict(self.controller.state)}
 
-    def _kind(self) -> dict[str, str]:
-        return {"form": type(self.controller).__name__}
+    def _form(self) -> dict[str, str]:
+        return {"form": identity(self.controller)}
 
 
 class FiniteGuard(TrainerCallback):

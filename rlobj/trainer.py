@@ -33,6 +33,7 @@ from rlobj.bad_steps import write_bad_step
 from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, EndOfKL, FiniteGuard
 from rlobj.checkpoints import WholeCheckpoints, require_exact
 from rlobj.config import ESTIMATORS, EstimatorName, PPOConfig
+from rlobj.controllers import Controller, Lagrange, Measured, Sampled
 from rlobj.critic import Critic, CriticKeeper, Watched, watching
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 from rlobj.estimators import (
@@ -44,10 +45,11 @@ from rlobj.estimators import (
     whitened,
 )
 from rlobj.evaluation import sequence_kl
-from rlobj.lambdas import Controller, Lagrange, LambdaForm, Measured, as_lambda, checked_lambda, needs_labels
+from rlobj.lambdas import LambdaForm, as_lambda, needs_labels
 from rlobj.objective import GradientBalance, gradient_balance, objective, surgery_correction
 from rlobj.policies import load_causal, take_out_dropout
 from rlobj.rollout import EnvironmentRollout, Sampling, Trajectory, episode_prompt, episode_return, factory_of
+from rlobj.schedules import checked_lambda
 from rlobj.supervised import SupervisedRow, SupervisedStream, TokenWeights, supervised_loss_sum, supervised_losses
 from rlobj.tracking import track
 
@@ -167,10 +169,10 @@ class ObjectiveTrainer(GRPOTrainer):
             reward_funcs = episode_return
             train_dataset = episode_dataset(as_text_env(env), train_seeds if train_seeds is not None else range(1000))
         self._micro = 0
+        self._needs_ell = isinstance(self.lambda_form, Controller) and self.lambda_form.needs_ell
         self._ell_window: list[Tensor] = []
         self._probe_window: list[tuple[Tensor, Tensor]] = []
         self._lambda_proven = False
-        self._success: float | None = None
         self.exact_resume = True
         """whether a checkpoint that cannot be gone on from exactly is refused"""
         self.alarms = Alarms(estimator)
@@ -204,7 +206,7 @@ class ObjectiveTrainer(GRPOTrainer):
         if estimator == "reinforce":
             self.add_callback(BaselineState(self))
         if isinstance(self.lambda_form, Controller):
-            self.add_callback(ControllerState(self.lambda_form, self._ell_of_the_start))
+            self.add_callback(ControllerState(self.lambda_form, self._ell_of_the_start() if self._needs_ell else None))
         track(self)
         self.add_callback(WholeCheckpoints())  # behind those that save something
 
@@ -270,7 +272,7 @@ class ObjectiveTrainer(GRPOTrainer):
         lambda_sup = checked_lambda(self.lambda_form(self.state.global_step))
         probing = self._is_probed(lambda_sup)
         ell = None
-        if self.stream is not None and (lambda_sup > 0 or probing or isinstance(self.lambda_form, Controller)):
+        if self.stream is not None and (lambda_sup > 0 or probing or self._needs_ell):
             # with λ = 0, ℓ is watched only: it must not move the random state that R's training sees
             needs_gradient = torch.set_grad_enabled(lambda_sup > 0 or probing)
             with needs_gradient, torch.random.fork_rng(enabled=lambda_sup == 0):
@@ -306,7 +308,7 @@ class ObjectiveTrainer(GRPOTrainer):
         return total * (world / targets)
 
     def _ell_of_the_start(self) -> float:
-        """ℓ of the policy as it is, on rows from all over the data."""
+        """ℓ of the warm start, on rows from all over the data."""
         assert self.stream is not None
         rows = self.stream.rows
         some = rows[:: max(len(rows) // ELL_ROWS, 1)]
@@ -329,7 +331,22 @@ class ObjectiveTrainer(GRPOTrainer):
             self._advantages_of_critic(inputs, batch)
         elif self.estimator == "exact":
             batch["action_returns"] = torch.tensor([row["action_returns"] for row in inputs]).to(batch["advantages"])
+        if isinstance(self.lambda_form, Controller) and self.model.training:
+            self.lambda_form.observe(self._sampled(inputs, batch))
         return batch
+
+    def _sampled(self, inputs: Sequence[dict[str, Any]], batch: dict[str, Any]) -> Sampled:
+        """What a controller of λ is told of a generation."""
+        gather, device = self.accelerator.gather, self.accelerator.device
+        columns = [row.get("episode_columns") or {} for row in inputs]
+        known = [math.nan if row.get("success") is None else float(row["success"]) for row in columns]
+        success = gather(torch.tensor(known, device=device)).view(-1, self.num_generations).nanmean(dim=1)
+        entropy = None
+        if (logps := batch.get("sampling_per_token_logps")) is not None:
+            mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+            total, count = self.accelerator.reduce(torch.stack([(logps * mask).sum(), mask.sum()]), reduction="sum")
+            entropy = (-total / count.clamp(min=1)).item()
+        return Sampled(tuple(success[success.isfinite()].tolist()), entropy)
 
     def _above_baseline(self, inputs: Sequence[dict[str, Any]]) -> Tensor:
         """Returns less the moving mean of earlier generations, (B,); 0 where an episode has no return."""
@@ -475,20 +492,27 @@ class ObjectiveTrainer(GRPOTrainer):
             return
         self._micro = 0
         metrics["objective/lambda_sup"].append(lambda_sup)
+        ell_of_step = None
         if self._ell_window:
             ell_of_step = self._over_processes(torch.stack(self._ell_window).sum()).item()
             metrics["objective/ell"].append(ell_of_step)
             self._ell_window = []
-            # several optimiser steps may follow one generation: the success is then the latest that is known
-            self._success = (metrics.get("environment/success") or [self._success])[-1]
-            if isinstance(self.lambda_form, Controller) and math.isfinite(ell_of_step):
-                self.lambda_form.update(Measured(self.state.global_step, ell_of_step, self._success))
+        self._steer(ell_of_step)
         if self._probe_window:
             grad_R, grad_ell = (self._over_processes(sum(grads)) for grads in zip(*self._probe_window, strict=True))
             self._probe_window = []
             self._report(gradient_balance(grad_R, grad_ell, lambda_sup), lambda_sup)
             if self.surgery == "pcgrad" and lambda_sup > 0:
                 self._correction = surgery_correction(grad_R, grad_ell, lambda_sup)
+
+    def _steer(self, ell: float | None) -> None:
+        """Tell a controller of λ what the optimiser step was."""
+        if not isinstance(self.lambda_form, Controller):
+            return
+        masks = [batch["completion_mask"] * batch.get("tool_mask", 1) for batch in self.micro_batches]
+        tokens = self.accelerator.reduce(torch.stack([mask.sum() for mask in masks]).sum(), reduction="sum")
+        known = ell if ell is not None and math.isfinite(ell) else None
+        self.lambda_form.update(Measured(self.state.global_step, known, int(tokens.item())))
 
     def _over_processes(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="mean")

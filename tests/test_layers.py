@@ -14,11 +14,11 @@ import pytest
 HOME = Path(__file__).parents[1]
 
 LAYERS = {
-    "0 pure": ("_origin", "chat_format", "intervals", "objective", "runs", "spelling"),
+    "0 pure": ("_origin", "chat_format", "intervals", "objective", "runs", "schedules", "spelling"),
     "1 parts": (
-        "adapters", "alarms", "callbacks", "checkpoints", "config", "critic", "data", "drift", "encoder_policy",
-        "estimators", "lambdas", "pictures", "policies", "progress", "recipes", "tracking", "trl_fields", "try_reward",
-        "validation",
+        "adapters", "alarms", "callbacks", "checkpoints", "config", "controllers", "critic", "data", "drift",
+        "encoder_policy", "estimators", "lambdas", "pictures", "policies", "progress", "recipes", "tracking",
+        "trl_fields", "try_reward", "validation",
     ),
     "2 loops": ("bad_steps", "evaluation", "model_user", "reward_watch", "rollout", "supervised", "trainer"),
     "3 story": (
