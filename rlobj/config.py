@@ -163,6 +163,8 @@ class ObjectiveConfig:
     """λ ≥ 0, which multiplies ℓ: a number, a form (linear:start=0.5,end=0,steps=40), or several"""
     supervised_batch_size: int = 32
     """rows of ℓ in one optimiser step"""
+    sources: dict[str, float] = field(default_factory=dict)
+    """draw ℓ's rows from several: {file or data set: weight}; the name train is the labelled data of the warm start"""
     only_successful: bool = False
     """measure ℓ beside R on those expert dialogues alone that reached the goal; the warm start has them all"""
     token_weights: Literal["none", "chord"] = "none"

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,12 @@ from rlobj.runs import (
     require_free_space,
 )
 from rlobj.stages import Stage, check_half_done, make_ready
+from rlobj.stream import Source
 from rlobj.supervised import SupervisedRow, quiet, warm_start
 from rlobj.tasks import HELD_OUT, MODEL_USER, Task, make_task
 from rlobj.tracking import METRICS
 from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
-from rlobj.validation import composed
+from rlobj.validation import TRAIN, composed
 
 WARM_START = "warm start"
 NORMALISED_ON = 256
@@ -299,6 +300,13 @@ class _Run:
             self._encoded = self.task.rows(tokenizer)
         return self._encoded
 
+    def _supervised(self, tokenizer: PreTrainedTokenizerBase) -> list[SupervisedRow] | list[Source]:
+        """What ℓ beside R is drawn from."""
+        beside, sources = self.task.rows_beside_reward, self.config.objective.sources
+        train = beside(tokenizer) if beside is not None else self._rows(tokenizer)[0]
+        made = {TRAIN: train, **{name: make(tokenizer) for name, make in self.task.rows_of_source.items()}}
+        return [Source(made[name], weight) for name, weight in sources.items()] if sources else train
+
     def _load(self, directory: Path) -> PreTrainedModel:
         labels = self.task.label_names
         return load_causal(directory) if labels is None else as_one_token_policy(load_encoder(directory, labels))
@@ -430,6 +438,7 @@ class _Run:
             **(_named("ppo", asdict(config.ppo)) if config.training.estimator == "ppo" else {}),
             **_named("objective", asdict(config.objective)),
             "objective.lambda_sup": lambda_sup,
+            **_contents_of(config.objective.sources),
             "reward.on_failure": config.reward.on_failure,
             **(self._how_the_reward_is_used() if config.reward.kind == "trained" else {}),
         }
@@ -442,7 +451,7 @@ class _Run:
 
         def work() -> dict[str, Any]:
             warm = self.directory / "warm_start"
-            tokenizer, beside = load_tokenizer(warm), self.task.rows_beside_reward
+            tokenizer = load_tokenizer(warm)
             args = self._grpo_config(stage.checkpoints)
             trainer = ObjectiveTrainer(
                 self._load(warm),
@@ -452,7 +461,7 @@ class _Run:
                 reward=reward,
                 on_error=config.reward.on_failure,
                 train_seeds=self.task.train_seeds,
-                supervised=beside(tokenizer) if beside is not None else self._rows(tokenizer)[0],
+                supervised=self._supervised(tokenizer),
                 lambda_sup=lambda_sup,
                 supervised_batch_size=config.objective.supervised_batch_size,
                 token_weights=config.objective.token_weights,
@@ -683,11 +692,16 @@ def _contents(config: RunConfig) -> dict[str, str]:
         *config.env.kwargs.values(),
     ]
     names = [name.removeprefix(MODEL_USER) for name in given if isinstance(name, str) and name]
-    files = {name: Path(name) if Path(name).is_file() else shipped().get(name) for name in names}
-    contents = {f"content of {name}": content_digest(file) for name, file in files.items() if file is not None}
+    contents = _contents_of(names)
     for name in [*names, config.policy.model or ""]:
         contents |= _weights_of(name)
     return contents
+
+
+def _contents_of(names: Iterable[str]) -> dict[str, str]:
+    """Digests of those that are files."""
+    files = {name: Path(name) if Path(name).is_file() else shipped().get(name) for name in names}
+    return {f"content of {name}": content_digest(file) for name, file in files.items() if file is not None}
 
 
 def _weights_of(model: str) -> dict[str, str]:

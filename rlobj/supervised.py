@@ -1,4 +1,4 @@
-"""The supervised side: rows with labels, the warm start on them, and the stream that ℓ reads during RL.
+"""The supervised side: rows with labels, ℓ on them, and the warm start.
 
 Legend: B rows of a (micro-)batch, T tokens, V vocabulary, A labels.
 """
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
@@ -70,43 +69,6 @@ def _not_empty(rows: list[SupervisedRow]) -> list[SupervisedRow]:
     if not kept:
         raise ValueError(f"none of the {len(rows)} supervised rows has a target: expected at least one (x, y) pair")
     return kept
-
-
-class SupervisedBatch(NamedTuple):
-    """One micro-batch of ℓ, and what its sum is divided by."""
-
-    rows: list[SupervisedRow]
-    targets: int
-    """Targets of the whole global batch of this optimiser step, over all micro-batches and processes."""
-
-
-class SupervisedStream:
-    """Shuffled batches of labelled rows, a pure function of (seed, step): it goes on exactly after a resume.
-
-    Every optimiser step takes the next `batch_size` rows of an endless sequence of epochs; processes and micro-batches
-    share them out without overlap.
-    """
-
-    def __init__(self, rows: Sequence[SupervisedRow], batch_size: int, seed: int) -> None:
-        if not rows:
-            raise ValueError("the supervised stream has no rows: give labelled pairs, or set lambda_sup to 0")
-        if batch_size < 1:
-            raise ValueError(f"supervised_batch_size is {batch_size}: expected at least 1")
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self._orders: dict[int, np.ndarray] = {}
-
-    def _row(self, position: int) -> SupervisedRow:
-        epoch, offset = divmod(position, len(self.rows))
-        if epoch not in self._orders:
-            # two epochs at most are in use at once: where a batch crosses from one to the next
-            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1}
-            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-        return self.rows[self._orders[epoch][offset]]
-
-    def batch(self, step: int, part: int = 0, parts: int = 1) -> SupervisedBatch:
-        """Part `part` of `parts` of the global batch of optimiser step `step`."""
-        rows = [self._row(step * self.batch_size + i) for i in range(self.batch_size)]
-        return SupervisedBatch(rows[part::parts], sum(row.targets for row in rows))
 
 
 TokenWeights = Literal["none", "chord"]

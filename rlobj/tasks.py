@@ -7,7 +7,7 @@ dialogues. Everything is a pure function of the configuration and its files.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
@@ -28,7 +28,7 @@ from rlobj.config import RunConfig
 from rlobj.model_user import ModelUser
 from rlobj.rollout import factory_of
 from rlobj.supervised import SupervisedRow, dialogue_rows, label_rows
-from rlobj.validation import environment_class
+from rlobj.validation import TRAIN, environment_class
 
 Dialogue = list[Message]
 Pair = dict[str, Any]
@@ -60,6 +60,8 @@ class Task:
     """Preference pairs to train on, and held out."""
     rows_beside_reward: Callable[[PreTrainedTokenizerBase], list[SupervisedRow]] | None = None
     """Rows of ℓ where it stands beside R, if those are not all that the warm start has."""
+    rows_of_source: dict[str, Callable[[PreTrainedTokenizerBase], list[SupervisedRow]]] = field(default_factory=dict)
+    """Rows of each file in objective.sources."""
     label_names: list[str] | None = None
     facts: dict[str, str] | None = None
     """What the report says of the data."""
@@ -72,10 +74,29 @@ def make_task(config: RunConfig) -> Task:
         ValueError: the environment needs data that was not given, or the data is not what it needs.
     """
     if config.policy.kind == "encoder":
-        return _choices(config)
-    if config.env.id == DIALOGUE and config.data.train is not None:
-        return _corpus(config)
-    return _environment(config)
+        task = _choices(config)
+    elif config.env.id == DIALOGUE and config.data.train is not None:
+        task = _corpus(config)
+    else:
+        task = _environment(config)
+    sources = {name: _rows_of(name, config, task.label_names) for name in config.objective.sources if name != TRAIN}
+    return replace(task, rows_of_source=sources)
+
+
+def _rows_of(
+    source: str, config: RunConfig, label_names: list[str] | None
+) -> Callable[[PreTrainedTokenizerBase], list[SupervisedRow]]:
+    """What makes rows of ℓ of a file of labelled data. It is read at once: what is wrong with it is told now."""
+    given, length = config.data, config.policy.max_length
+    if label_names is None:
+        dialogues = data.dialogues(source, given.limit, given.role).messages
+        return lambda tokenizer: dialogue_rows(tokenizer, dialogues, length)
+    texts, labels = data.labelled(source, given.text_column, given.label_column, given.limit)
+    unknown = sorted(set(labels) - set(label_names))
+    if unknown:
+        raise ValueError(f"objective.sources has {source!r} with the labels {unknown[:5]}, which are no choices here")
+    actions = [label_names.index(label) for label in labels]
+    return lambda tokenizer: label_rows(tokenizer, texts, actions, length)
 
 
 def _make_env(config: RunConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:

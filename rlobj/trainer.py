@@ -50,7 +50,8 @@ from rlobj.objective import GradientBalance, gradient_balance, objective, surger
 from rlobj.policies import load_causal, take_out_dropout
 from rlobj.rollout import EnvironmentRollout, Sampling, Trajectory, episode_prompt, episode_return, factory_of
 from rlobj.schedules import checked_lambda
-from rlobj.supervised import SupervisedRow, SupervisedStream, TokenWeights, supervised_loss_sum, supervised_losses
+from rlobj.stream import Source, SupervisedStream
+from rlobj.supervised import SupervisedRow, TokenWeights, supervised_loss_sum, supervised_losses
 from rlobj.tracking import track
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func warns at every start; test_trl_hooks watches it
@@ -80,8 +81,8 @@ class ObjectiveTrainer(GRPOTrainer):
         reward: reward of finished episodes, TRL's signature; None for the one that `env` was made with, or its own.
         on_error: what a failed reward does: "stop", "skip" (no learning from that episode), or a number, the penalty.
         train_seeds: seeds of the episodes to train on, one per prompt.
-        supervised: labelled rows of ℓ (`dialogue_rows`, `label_rows`); needed for λ > 0. With λ = 0 it is only
-            watched, every `probe_every` steps.
+        supervised: labelled rows of ℓ (`dialogue_rows`, `label_rows`), or several `rlobj.stream.Source(rows, weight)`;
+            needed for λ > 0. With λ = 0 it is only watched, every `probe_every` steps.
         lambda_sup: λ ≥ 0: a number, a function of the optimiser step, a controller, or a text that names one (see
             `rlobj.lambdas.as_lambda`).
         supervised_batch_size: rows of ℓ in one optimiser step, over all micro-batches and processes.
@@ -118,7 +119,7 @@ class ObjectiveTrainer(GRPOTrainer):
         reward: Callable[..., Any] | str | None = None,
         on_error: OnError = "stop",
         train_seeds: Sequence[int] | None = None,
-        supervised: Sequence[SupervisedRow] | None = None,
+        supervised: Sequence[SupervisedRow] | Sequence[Source] | None = None,
         lambda_sup: float | str | LambdaForm = 0.0,
         supervised_batch_size: int = 32,
         token_weights: TokenWeights = "none",

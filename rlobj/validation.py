@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from reward_models.protocol import Reward
     from rlobj.config import PolicyConfig, PPOConfig, RewardConfig, RunConfig, TrainingConfig
 
+TRAIN = "train"
+"""In objective.sources: the labelled data that the warm start has."""
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
 CUSTOMER_SERVICE, MOVIE_BOOKING, CLASSIFICATION, DIALOGUE = (
@@ -124,19 +126,25 @@ def _check_data(config: RunConfig) -> None:
     if config.data.rated is not None and config.data.preferences is not None:
         raise ValueError("data.rated and data.preferences are both given: the reward model learns from one of them")
     for name in ("train", "eval", "preferences", "rated"):
-        value = getattr(config.data, name)
-        if value is None:
-            continue
-        key, path = f"data.{name}", Path(value)
-        if not value.strip():
-            raise ValueError(f"{key} is empty: expected a file or a data set id")
-        if path.is_file() and path.stat().st_size == 0:
-            raise ValueError(f"{key} is {value!r}: the file is empty")
-        if path.suffix.lower() in DATA_SUFFIXES and not path.exists():
-            beside = [str(each) for each in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise ValueError(f"{key} is {value!r}: there is no such file{did_you_mean(value, beside)}")
+        if (value := getattr(config.data, name)) is not None:
+            _check_file(f"data.{name}", value)
+    for name, weight in config.objective.sources.items():
+        _at_least(f"objective.sources.{name}", weight, 0, above=True)
+        if name != TRAIN:
+            _check_file("objective.sources", name)
     if config.data.eval is not None and config.data.train is None:
         raise ValueError(f"data.eval is {config.data.eval!r} but data.train is null: set --data.train too")
+
+
+def _check_file(key: str, value: str) -> None:
+    path = Path(value)
+    if not value.strip():
+        raise ValueError(f"{key} is empty: expected a file or a data set id")
+    if path.is_file() and path.stat().st_size == 0:
+        raise ValueError(f"{key} is {value!r}: the file is empty")
+    if path.suffix.lower() in DATA_SUFFIXES and not path.exists():
+        beside = [str(each) for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(f"{key} is {value!r}: there is no such file{did_you_mean(value, beside)}")
 
 
 def _check_environment(env_id: str) -> None:
@@ -356,7 +364,9 @@ def _check_supervision(config: RunConfig) -> None:
             "(JSON lines with messages, or a data set id)"
         )
     wants = [value for value in config.objective.lambdas if needs_labels(as_lambda(value))]
-    if wants:
+    if TRAIN in config.objective.sources:
+        raise ValueError(f"objective.sources names {TRAIN!r}, but there is no labelled data: set --data.train PATH")
+    if wants and not config.objective.sources:
         raise ValueError(
             f"objective.lambda_sup is {wants[0]}, but there is no labelled data for ℓ: give it with "
             "--data.train PATH, or set --objective.lambda_sup 0"

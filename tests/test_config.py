@@ -303,3 +303,14 @@ def test_the_tree_is_frozen() -> None:
     assert isinstance(config, RunConfig)
     with pytest.raises(AttributeError):
         config.training.steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ("{train: 0}", "objective.sources.train is 0.0: expected a finite number above 0"),
+        ("{train: 1, no.jsonl: 1}", "objective.sources is 'no.jsonl': there is no such file"),
+    ],
+)
+def test_sources_of_the_supervised_stream(sources: str, message: str) -> None:
+    assert message in refusal("customer-service", "--objective.sources", sources)

@@ -14,7 +14,7 @@ import pytest
 HOME = Path(__file__).parents[1]
 
 LAYERS = {
-    "0 pure": ("_origin", "chat_format", "intervals", "objective", "runs", "schedules", "spelling"),
+    "0 pure": ("_origin", "chat_format", "intervals", "objective", "runs", "schedules", "spelling", "stream"),
     "1 parts": (
         "adapters", "alarms", "callbacks", "checkpoints", "config", "controllers", "critic", "data", "drift",
         "encoder_policy", "estimators", "lambdas", "pictures", "policies", "progress", "recipes", "tracking",

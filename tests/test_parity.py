@@ -18,7 +18,7 @@ from trl import GRPOTrainer, SFTConfig, SFTTrainer
 
 from rlobj.callbacks import TrainingDiverged
 from rlobj.policies import load_tokenizer
-from rlobj.supervised import SupervisedStream
+from rlobj.stream import SupervisedStream
 from rlobj.trainer import SUPPORTED_LOSS_TYPES, LambdaIsDead, ObjectiveTrainer
 
 
@@ -280,3 +280,5 @@ def test_two_processes_give_the_gradient_of_one(policy, tmp_path):
     one, two = load_file(tmp_path / "1.safetensors"), load_file(tmp_path / "2.safetensors")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6)
+    cut = [name for name in one if name.startswith("pcgrad")]
+    assert any(not torch.allclose(one[name], one[name.replace("pcgrad", "none")]) for name in cut), "nothing was cut"

@@ -1,4 +1,5 @@
-"""Run by test_parity under `torch.distributed.run`: write the first step's gradient of the same global batch."""
+"""Run by test_parity under `torch.distributed.run`: write the first step's gradient of the same global batch, as it is
+and after gradient surgery."""
 
 import sys
 import tempfile
@@ -11,25 +12,36 @@ from rlobj.cli import share_the_cpu
 from rlobj.policies import load_tokenizer
 from rlobj.trainer import ObjectiveTrainer
 
+
+def opposed_reward(fixed_return, **columns):
+    """With it, reward and labels pull against each other."""
+    return [-value for value in fixed_reward(fixed_return=fixed_return, completions=[])]
+
+
 share_the_cpu()
 policy, target = sys.argv[1:]
-with tempfile.TemporaryDirectory() as directory:
-    args = small_args(directory, max_steps=1, max_grad_norm=0.0, beta=0.05)
-    args.per_device_train_batch_size = 16 // args.world_size
-    args.generation_batch_size = 16
-    tokenizer = load_tokenizer(policy)
-    trainer = ObjectiveTrainer(
-        policy,
-        fixed_reward,
-        args,
-        small_prompts(),
-        rollout_func=fixed_rollout,
-        processing_class=tokenizer,
-        supervised=small_rows(tokenizer),
-        supervised_batch_size=7,
-        lambda_sup=0.7,
-    )
-    gradients = first_gradient(trainer)
-    if trainer.accelerator.is_main_process:
-        print(f"processes: {trainer.accelerator.num_processes}")
-        save_file(gradients, target)
+written = {}
+for surgery, reward in (("none", fixed_reward), ("none", opposed_reward), ("pcgrad", opposed_reward)):
+    with tempfile.TemporaryDirectory() as directory:
+        args = small_args(directory, max_steps=1, max_grad_norm=0.0, beta=0.05)
+        args.per_device_train_batch_size = 16 // args.world_size
+        args.generation_batch_size = 16
+        tokenizer = load_tokenizer(policy)
+        trainer = ObjectiveTrainer(
+            policy,
+            reward,
+            args,
+            small_prompts(),
+            rollout_func=fixed_rollout,
+            processing_class=tokenizer,
+            supervised=small_rows(tokenizer),
+            supervised_batch_size=7,
+            lambda_sup=0.7,
+            surgery=surgery,
+        )
+        for name, gradient in first_gradient(trainer).items():
+            written[f"{surgery} {reward.__name__} {name}"] = gradient
+        main, processes = trainer.accelerator.is_main_process, trainer.accelerator.num_processes
+if main:
+    print(f"processes: {processes}")
+    save_file(written, target)
