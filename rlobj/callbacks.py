@@ -132,15 +132,3 @@ class BetweenGenerations(TrainerCallback):
         control.should_save, control.should_training_stop = self.save and between, self.stop and between
         if between:
             self.save = self.stop = False
-
-
-class EndOfKL(TrainerCallback):
-    """Ends a training whose policy has moved too far, with a checkpoint if any are saved."""
-
-    def __init__(self, exceeded: Callable[[], bool]) -> None:
-        self.exceeded = exceeded
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.exceeded():
-            control.should_save = args.save_strategy != "no"
-            control.should_training_stop = True

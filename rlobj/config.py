@@ -233,6 +233,13 @@ class TrainingConfig:
     """end the training where the KL to the warm start is above so many nats per token"""
     beta: float = 0.0
     """weight of the KL penalty to the warm start"""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """where the penalty stands: in TRL's loss, or in the reward of each token"""
+    beta_target: float | None = None
+    """steer beta so that this KL stays at so many nats per token; null leaves beta as it is"""
+    target_kl: float | None = None
+    """leave out a generation's remaining optimiser steps once the KL to the policy that sampled is above (nats per
+    token)"""
     max_bad_steps: int = 3
     """give up after so many non-finite steps in a row (each is skipped)"""
     trl: dict[str, Any] = field(default_factory=dict)

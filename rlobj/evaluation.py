@@ -152,7 +152,7 @@ def sequence_kl(
         ids = torch.tensor([t.prompt_ids + [0] * (width - len(t.prompt_ids)) for t in trajectories])
         mask = torch.tensor([[1] * len(t.prompt_ids) + [0] * (width - len(t.prompt_ids)) for t in trajectories])
         both = [action_logits(m, ids.to(policy.device), mask.to(policy.device)) for m in (policy, reference)]
-        return _kl(both[0], both[1]).tolist()
+        return categorical_kl(both[0], both[1]).tolist()
     result: list[float] = []
     for start in range(0, len(trajectories), 16):
         result += _causal_kl(policy, reference, trajectories[start : start + 16])
@@ -170,10 +170,10 @@ def _causal_kl(
         mask[row, : len(t)] = 1
         spoke[row, len(t.prompt_ids) : len(t)] = torch.tensor(t.policy_mask).bool()
     logits, ref_logits = (m(input_ids=ids, attention_mask=mask).logits[:, :-1] for m in (policy, reference))
-    return (_kl(logits, ref_logits) * spoke[:, 1:]).sum(1).tolist()
+    return (categorical_kl(logits, ref_logits) * spoke[:, 1:]).sum(1).tolist()
 
 
-def _kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """KL between categorical distributions over the last axis."""
+def categorical_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """KL(π ‖ π_ref) of categorical distributions over the last axis, in nats: (…, V) → (…,)."""
     logps, ref_logps = logits.float().log_softmax(-1), ref_logits.float().log_softmax(-1)
     return (logps.exp() * (logps - ref_logps)).sum(-1)

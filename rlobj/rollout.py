@@ -390,10 +390,11 @@ class _CausalPlay:
 
 
 @runtime_checkable
-class MeasuresDrift(Protocol):
-    """A trainer that wants to know how far the policy has moved; TRL's own does not."""
+class LooksAtRollouts(Protocol):
+    """A trainer that measures how far the policy has moved, and may take a penalty for it from the rewards (in place);
+    TRL's own does not."""
 
-    def measure_kl(self, trajectories: Sequence[Trajectory]) -> None: ...
+    def look_at(self, rollouts: Rollouts) -> None: ...
 
 
 class EnvironmentRollout:
@@ -452,10 +453,10 @@ class EnvironmentRollout:
             table = dict(zip(different, rows, strict=True))
             extra["action_returns"] = [table[seed] for seed in seeds]
             returns, failures = [*returns, *chain.from_iterable(rows)], [*failures, *failed]
-        if isinstance(trainer, MeasuresDrift):
-            trainer.measure_kl(rollouts.trajectories)
         if environments.reward is not None:
             self._watch.report(returns, failures, trainer._log_metric)
+        if isinstance(trainer, LooksAtRollouts):
+            trainer.look_at(rollouts)
         cut = sum(t.prompt_was_cut for t in rollouts.trajectories)
         if cut:
             trainer._log_metric("prompts/cut", cut / len(seeds))

@@ -19,18 +19,19 @@ from typing import Any, Literal
 
 import gymnasium
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from envs.adapters import as_text_env
 from envs.rewards import OnError
 from rlobj.adapters import RankUpdate, WithoutAdapter, has_adalora
 from rlobj.alarms import Alarms
 from rlobj.bad_steps import write_bad_step
-from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, EndOfKL, FiniteGuard
+from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, FiniteGuard
 from rlobj.checkpoints import WholeCheckpoints, require_exact
 from rlobj.config import ESTIMATORS, EstimatorName, PPOConfig
 from rlobj.controllers import Controller, Lagrange, Measured, Sampled
@@ -44,11 +45,12 @@ from rlobj.estimators import (
     value_loss,
     whitened,
 )
-from rlobj.evaluation import sequence_kl
+from rlobj.evaluation import categorical_kl
+from rlobj.kl import EpochsOfGeneration, WarmStartKL, sampled_kl
 from rlobj.lambdas import LambdaForm, as_lambda, needs_labels
 from rlobj.objective import GradientBalance, gradient_balance, objective, surgery_correction
 from rlobj.policies import load_causal, take_out_dropout
-from rlobj.rollout import EnvironmentRollout, Sampling, Trajectory, episode_prompt, episode_return, factory_of
+from rlobj.rollout import EnvironmentRollout, Rollouts, Sampling, episode_prompt, episode_return, factory_of
 from rlobj.schedules import checked_lambda
 from rlobj.stream import Source, SupervisedStream
 from rlobj.supervised import SupervisedRow, TokenWeights, supervised_loss_sum, supervised_losses
@@ -94,6 +96,11 @@ class ObjectiveTrainer(GRPOTrainer):
         kl_every: with `env`, log KL(π ‖ warm start) every so many steps, along an episode (`kl/episode`) and a
             token (`kl/warm_start`), in nats; keeps a copy of the warm start. 0: never.
         kl_limit: where a measured `kl/warm_start` is above, save a checkpoint, if any are saved, and end the training.
+        kl_in: where `args.beta` weighs the KL to the warm start: in TRL's "loss", or (with `env`) in the "reward", as
+            −β · (log π − log π_ref) of each token that the policy wrote.
+        beta_target: steer β so that this KL stays at so many nats per token (Ziegler et al. 2019).
+        target_kl: of several optimiser steps on one generation, leave out those that come after KL(sampling policy ‖
+            policy) has risen above so many nats per token.
         max_bad_steps: stop after so many non-finite steps in a row.
         max_length: longest dialogue in tokens.
         dropout: keep the model's dropout. It is taken out unless asked for, whatever `args.disable_dropout` says:
@@ -127,6 +134,9 @@ class ObjectiveTrainer(GRPOTrainer):
         probe_every: int = 10,
         kl_every: int = 0,
         kl_limit: float | None = None,
+        kl_in: Literal["loss", "reward"] = "loss",
+        beta_target: float | None = None,
+        target_kl: float | None = None,
         max_bad_steps: int = 3,
         max_length: int = 512,
         dropout: bool = False,
@@ -142,19 +152,22 @@ class ObjectiveTrainer(GRPOTrainer):
         self.estimator, self.ppo = estimator, ppo or PPOConfig()
         self.critic: Critic | None = None
         self.baseline: float | None = None
+        self.kl_in = kl_in
         self._check(args, model, env)
-        if isinstance(model, str) and (estimator == "ppo" or kl_every):
+        penalises = kl_in == "reward" and args.beta > 0
+        if isinstance(model, str) and (estimator == "ppo" or kl_every or penalises):
             model = load_causal(model)
         if kl_limit is not None and not kl_every:
             raise ValueError(f"kl_limit is {kl_limit} and kl_every {kl_every}: the KL must be measured to be limited")
-        self.kl_every, self._kl_due, self.kl_limit = kl_every, 0, kl_limit
-        self.kl_exceeded = False
-        measures = bool(kl_every) and env is not None and isinstance(model, PreTrainedModel)
+        if beta_target is not None and args.beta == 0:
+            raise ValueError(f"beta_target is {beta_target} and beta is 0: expected a beta above 0 to begin with")
+        measures = bool(kl_every or penalises) and env is not None and isinstance(model, PreTrainedModel)
         self.reference: PreTrainedModel | WithoutAdapter | None = None
         adapted = kwargs.get("peft_config") is not None
         if adapted and isinstance(model, PreTrainedModel) and is_one_token_policy(model):
             raise ValueError("peft_config is given: an encoder policy cannot wear an adapter yet; leave it out")
-        if measures and not adapted:
+        holds = self._holds_the_reference(args, model) and not adapted
+        if (measures or holds) and not adapted:
             self.reference = copy.deepcopy(model).eval().requires_grad_(False)  # type: ignore[union-attr]
         if env is not None:
             sampling = Sampling(
@@ -173,6 +186,7 @@ class ObjectiveTrainer(GRPOTrainer):
         self._needs_ell = isinstance(self.lambda_form, Controller) and self.lambda_form.needs_ell
         self._ell_window: list[Tensor] = []
         self._probe_window: list[tuple[Tensor, Tensor]] = []
+        self._kl_window: list[Tensor] = []
         self._lambda_proven = False
         self.exact_resume = True
         """whether a checkpoint that cannot be gone on from exactly is refused"""
@@ -180,14 +194,31 @@ class ObjectiveTrainer(GRPOTrainer):
         self.micro_batches: list[dict[str, Any]] = []
         """of the current optimiser step, for whoever asks what was in it"""
         self._losses_are_finite: list[Tensor] = []
+        beta = args.beta
+        if holds or penalises:
+            args.beta = 0.0  # TRL need not load a reference
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
+        args.beta = beta
         if not dropout:
             take_out_dropout(self.model)
         if isinstance(self.reference, PreTrainedModel):
             self.reference.to(self.accelerator.device)
         elif measures:
             self.reference = WithoutAdapter(self.accelerator.unwrap_model(self.model))
+        if holds:
+            self.ref_model, self.beta = self.reference, beta
+            cast = args.cast_lm_head_to_fp32
+            add_fused_lm_head(self.ref_model, temperature=self.temperature, cast_lm_head_to_fp32=cast)
+        if not args.use_adaptive_entropy:
+            self._entropy_bonus_enabled = False  # TRL's is a mean of micro-batches' means, which the split changes
         self.add_callback(self.alarms)
+        moved = [self.model, *([self.critic] if self.critic is not None else [])]
+        self.epochs = EpochsOfGeneration(target_kl, moved)
+        self.add_callback(self.epochs)
+        self.kl = WarmStartKL(
+            kl_every, kl_limit, beta, beta_target, lambda step, text: self.alarms.tell("KL limit", step, text)
+        )
+        self.add_callback(self.kl)
         self.add_callback(
             FiniteGuard(
                 max_bad_steps,
@@ -196,7 +227,6 @@ class ObjectiveTrainer(GRPOTrainer):
                 lambda step, text: self.alarms.tell("not finite", step, text),
             )
         )
-        self.add_callback(EndOfKL(lambda: self.kl_exceeded))
         self.add_callback(BetweenGenerations())  # behind those that ask for a checkpoint
         if has_adalora(self.model):
             self.add_callback(RankUpdate(self.model))
@@ -237,6 +267,8 @@ class ObjectiveTrainer(GRPOTrainer):
             )
         if self.estimator == "exact" and not (isinstance(model, PreTrainedModel) and is_one_token_policy(model)):
             raise ValueError("estimator is exact: expected a policy that chooses labels (as_one_token_policy)")
+        if self.estimator == "exact" and args.use_adaptive_entropy:
+            raise ValueError("use_adaptive_entropy is set: the estimator exact has a fixed entropy_coef alone")
         if args.loss_type not in SUPPORTED_LOSS_TYPES:
             raise ValueError(
                 f"loss_type is {args.loss_type!r}: expected one of {', '.join(SUPPORTED_LOSS_TYPES)}, whose "
@@ -252,19 +284,47 @@ class ObjectiveTrainer(GRPOTrainer):
                 f"lambda_sup is {self.lambda_form} but no supervised rows were given: "
                 "pass supervised=…, or lambda_sup=0 to train on reward alone"
             )
-        if args.beta != 0 and isinstance(model, PreTrainedModel) and is_one_token_policy(model):
-            raise ValueError(f"beta is {args.beta}: an encoder policy has no reference model yet; set beta to 0")
+        if self.kl_in == "reward" and args.beta > 0:
+            self._check_penalty(args, env)
+
+    def _check_penalty(self, args: GRPOConfig, env: Any) -> None:
+        if env is None or self.estimator == "exact":
+            raise ValueError(
+                f"kl_in is reward, with estimator {self.estimator}: expected env, and episodes that are sampled; set "
+                "kl_in to loss"
+            )
+        if args.top_p < 1 or args.top_k or args.min_p:
+            raise ValueError(
+                "kl_in is reward, and top_p, top_k or min_p cut the distribution that is sampled from, so that its "
+                "log-probabilities cannot be compared with the warm start's: set kl_in to loss"
+            )
+
+    def _holds_the_reference(self, args: GRPOConfig, model: Any) -> bool:
+        """Whether the reference of β's term in the loss is a copy of ours. TRL would load one from where the policy
+        came from: an encoder cannot be loaded so, and a model that was made here came from nowhere."""
+        sharded = args.distributed_state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        wanted = args.beta > 0 and self.kl_in == "loss" and isinstance(model, PreTrainedModel)
+        return wanted and (is_one_token_policy(model) or not (sharded or args.sync_ref_model))
 
     # The formula ------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
+        if self.model.training and self.epochs.over:
+            return self._left_out()
+        if self.beta != 0:
+            self.beta = self.kl.beta
         if self.estimator == "exact":
             R = self._expected_return(model, inputs)
         else:
             with watching(self.accelerator.unwrap_model(self.model)) if self.critic else nullcontext() as seen:
                 R = -super()._compute_loss(model, inputs)  # surrogate; its gradient estimates ∇R
+            if self.entropy_coef != 0 and self.model.training and not self.args.use_adaptive_entropy:
+                R = R + self._entropy_bonus(inputs)
             if seen is not None and self.model.training:
                 self._criticise(seen, inputs)
+            if self.epochs.target is not None and "old_per_token_logps" in inputs:
+                mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+                self._kl_window.append(torch.stack(sampled_kl(self._latest_logps, inputs["old_per_token_logps"], mask)))
         if not self.model.training:
             return -R
         if self._micro == 0:
@@ -287,6 +347,16 @@ class ObjectiveTrainer(GRPOTrainer):
             loss, self._correction = loss + self._pulling(self._correction), None
         self._losses_are_finite.append(loss.detach().isfinite())
         return loss
+
+    def _left_out(self) -> Tensor:
+        """The loss of a micro-batch of a step that is not taken."""
+        if self._micro == 0:
+            self.micro_batches, self._losses_are_finite = [], []
+        self._micro = (self._micro + 1) % self.current_gradient_accumulation_steps
+        if self._micro == 0:
+            self._metrics["train"]["objective/lambda_sup"].append(self.lambda_form(self.state.global_step))
+            self._metrics["train"]["kl/steps_left_out"].append(1.0)
+        return torch.zeros((), device=self.accelerator.device, requires_grad=True)
 
     def _loss_is_finite(self) -> bool:
         """Whether the loss of the current step is, in all processes."""
@@ -316,9 +386,28 @@ class ObjectiveTrainer(GRPOTrainer):
         losses = supervised_losses(self.accelerator.unwrap_model(self.model), some)
         return sum(losses) / len(losses)
 
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        self._latest_logps, self._latest_entropies = found[0].detach(), found[1]
+        return found
+
+    def _tokens_of_step(self, inputs: dict[str, Any]) -> Tensor:
+        """The policy's tokens in an optimiser step, (): what a micro-batch's sum over tokens is divided by, so that the
+        processes' mean of the gradients is that of the mean over the global batch."""
+        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        share: Tensor = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return share
+
+    def _entropy_bonus(self, inputs: dict[str, Any]) -> Tensor:
+        """This micro-batch's share of entropy_coef times the mean entropy per token of the policy, ()."""
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        return self.entropy_coef * (self._latest_entropies * mask).sum() / self._tokens_of_step(inputs)
+
     # Estimators of ∇R -------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.model.training:
+            self.epochs.begin()
         batch = super()._generate_and_score_completions(inputs)
         mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
         for name, values in self._logs["rewards"].items():  # of all processes, the latest generation last
@@ -390,10 +479,8 @@ class ObjectiveTrainer(GRPOTrainer):
         if states.size(1) > 1:
             states = states[:, -inputs["completion_ids"].size(1) - 1 : -1]
         mask = inputs["value_mask"]
-        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
-        tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
         total = value_loss(self.critic(states), inputs["values"], inputs["returns"], mask, self.ppo.clip_value)
-        loss = total / tokens
+        loss = total / self._tokens_of_step(inputs)
         if loss.isfinite():
             loss.backward()
         self._metrics["train"]["critic/value_loss"].append(loss.item())
@@ -403,10 +490,19 @@ class ObjectiveTrainer(GRPOTrainer):
         with self.accelerator.autocast():
             logits = action_logits(model, inputs["prompt_ids"], inputs["prompt_mask"])  # type: ignore[arg-type]
         warped = logits.float() / self.temperature
-        policy = torch.distributions.Categorical(logits=warped.detach())
-        self._metrics["train"]["entropy"].append(policy.entropy().mean().item())
+        entropy = torch.distributions.Categorical(logits=warped).entropy().mean()
+        self._metrics["train"]["entropy"].append(entropy.item())
         parts = self.current_gradient_accumulation_steps if self.model.training else 1
-        return expected_return(warped, inputs["action_returns"]) / parts
+        R = expected_return(warped, inputs["action_returns"])
+        if self.entropy_coef != 0:
+            R = R + self.entropy_coef * entropy
+        if self.beta != 0:
+            with torch.no_grad():
+                reference = action_logits(self.ref_model, inputs["prompt_ids"], inputs["prompt_mask"])
+            kl = categorical_kl(warped, reference / self.temperature).mean()
+            self._metrics["train"]["kl"].append(self._over_processes(kl.detach()).item())
+            R = R - self.beta * kl
+        return R / parts
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
@@ -431,28 +527,13 @@ class ObjectiveTrainer(GRPOTrainer):
         if self.critic is not None:
             self._critic_keeper.load(resume_from_checkpoint)
 
-    def measure_kl(self, trajectories: Sequence[Trajectory]) -> None:
-        """Log how far the policy of these trajectories is from the warm start, when that is due."""
-        if self.reference is None or self.state.global_step < self._kl_due:
+    def look_at(self, rollouts: Rollouts) -> None:
+        """Measure how far the policy that played is from the warm start; take the penalty, if it is in the reward."""
+        if self.reference is None:
             return
-        self._kl_due = self.state.global_step + self.kl_every
-        policy = self.accelerator.unwrap_model(self.model)
-        was_training = policy.training
-        kl = sequence_kl(policy.eval(), self.reference, trajectories)
-        policy.train(was_training)
-        self._log_metric("kl/episode", sum(kl) / len(kl))
-        per_token = sum(kl) / max(sum(sum(t.policy_mask) for t in trajectories), 1)
-        self._log_metric("kl/warm_start", per_token)
-        everywhere = self._over_processes(torch.tensor(per_token, device=self.accelerator.device)).item()
-        if self.kl_limit is not None and everywhere > self.kl_limit:
-            self.kl_exceeded = True
-            self.alarms.tell(
-                "KL limit",
-                self.state.global_step,
-                f"the policy's KL to the warm start rose to {everywhere:.2g} nats per token, above the limit of "
-                f"{self.kl_limit:g}: the training ends here. Lower training.learning_rate, or raise "
-                "objective.lambda_sup or training.beta",
-            )
+        self.kl.measure(self, self.reference, rollouts.trajectories)
+        if self.kl_in == "reward" and self.kl.beta > 0:
+            self.kl.penalise(self, self.reference, rollouts)
 
     # What is measured ---------------------------------------------------------------------------------------------
 
@@ -493,6 +574,7 @@ class ObjectiveTrainer(GRPOTrainer):
             return
         self._micro = 0
         metrics["objective/lambda_sup"].append(lambda_sup)
+        self._note_kl()
         ell_of_step = None
         if self._ell_window:
             ell_of_step = self._over_processes(torch.stack(self._ell_window).sum()).item()
@@ -505,6 +587,19 @@ class ObjectiveTrainer(GRPOTrainer):
             self._report(gradient_balance(grad_R, grad_ell, lambda_sup), lambda_sup)
             if self.surgery == "pcgrad" and lambda_sup > 0:
                 self._correction = surgery_correction(grad_R, grad_ell, lambda_sup)
+
+    def _note_kl(self) -> None:
+        """Tell those who steer or stop by a KL what that of the optimiser step was."""
+        metrics = self._metrics["train"]
+        if self.beta != 0:
+            metrics["kl/beta"].append(self.beta)
+            of_step = metrics["kl"][-self.current_gradient_accumulation_steps :]
+            self.kl.steer(sum(of_step) / len(of_step))
+        if self._kl_window:
+            total, count = self.accelerator.reduce(torch.stack(self._kl_window).sum(0), reduction="sum").tolist()
+            self._kl_window = []
+            metrics["kl/sampling"].append(total / max(count, 1.0))
+            self.epochs.note(metrics["kl/sampling"][-1])
 
     def _steer(self, ell: float | None) -> None:
         """Tell a controller of λ what the optimiser step was."""
@@ -541,6 +636,8 @@ class ObjectiveTrainer(GRPOTrainer):
                 for k in ("reward", "objective/lambda_sup", "objective/ell")
                 if metrics.get(k)
             }
+            penalty = metrics.get("kl/penalty") or [0.0]
+            mean["reward"] += sum(penalty) / len(penalty)  # the return is the environment's own
             metrics["objective/return"].append(mean["reward"])
             metrics["objective/L"].append(
                 objective(mean["reward"], mean.get("objective/ell", 0.0), mean["objective/lambda_sup"])

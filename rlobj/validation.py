@@ -75,11 +75,7 @@ def _check_numbers(config: RunConfig) -> None:
     _at_least("seed", config.seed, 0)
     _at_least("warm_start.epochs", config.warm_start.epochs, 0)
     _at_least("objective.probe_every", config.objective.probe_every, 0)
-    _at_least("training.beta", config.training.beta, 0)
-    _at_least("training.kl_every", config.training.kl_every, 0)
-    if config.training.kl_limit is not None:
-        _at_least("training.kl_limit", config.training.kl_limit, 0, above=True)
-        _at_least("training.kl_every (with training.kl_limit)", config.training.kl_every, 1)
+    _check_kl(config.training)
     compares = config.training.estimator in ("grpo", "rloo")
     _at_least("training.num_generations", config.training.num_generations, 2 if compares else 1)
     _check_ppo(config.ppo)
@@ -88,6 +84,31 @@ def _check_numbers(config: RunConfig) -> None:
             _at_least(f"data.{name}", rows, 0, above=True)
     if config.data.rows_per_label is not None and config.policy.kind != "encoder":
         raise ValueError(f"data.rows_per_label is {config.data.rows_per_label}: {config.env.id} has no labels to count")
+
+
+def _check_kl(training: TrainingConfig) -> None:
+    _at_least("training.beta", training.beta, 0)
+    _at_least("training.kl_every", training.kl_every, 0)
+    for name in ("kl_limit", "beta_target", "target_kl"):
+        if (value := getattr(training, name)) is not None:
+            _at_least(f"training.{name}", value, 0, above=True)
+    if training.kl_limit is not None:
+        _at_least("training.kl_every (with training.kl_limit)", training.kl_every, 1)
+    if training.beta_target is not None:
+        _at_least("training.beta (with training.beta_target)", training.beta, 0, above=True)
+    if training.estimator == "exact":
+        if training.target_kl is not None:
+            raise ValueError(
+                f"training.target_kl is {training.target_kl}: the estimator exact learns from no sample; leave it out"
+            )
+        if training.kl_in == "reward":
+            raise ValueError("training.kl_in is 'reward': the estimator exact samples nothing; set it to loss")
+    for name, plain in (("top_p", 1.0), ("top_k", 0), ("min_p", None)):
+        if training.kl_in == "reward" and training.beta > 0 and training.trl.get(name, plain) != plain:
+            raise ValueError(
+                f"training.kl_in is 'reward', and training.trl.{name} cuts the distribution that is sampled from, "
+                "whose log-probabilities the warm start's cannot be compared with: leave it out, or set kl_in to loss"
+            )
 
 
 def _check_ppo(ppo: PPOConfig) -> None:
@@ -234,10 +255,6 @@ def _check_policy(config: RunConfig) -> None:
         return
     if not _is_choice(env_id):
         raise ValueError(f"policy.kind is 'encoder', but {env_id} takes replies: set --policy.kind causal")
-    if config.training.beta > 0:
-        raise ValueError(
-            f"training.beta is {config.training.beta}: an encoder policy has no reference model; set it to 0"
-        )
     if config.data.train is None and env_id == CLASSIFICATION:
         raise ValueError(
             "data.train is null: an encoder policy learns from labelled texts; give them with "

@@ -147,6 +147,9 @@ def test_data_files(tmp_path: Path, labelled: str) -> None:
         (["--env.id", "rlobj/CustomerServise-v0"], "did you mean 'rlobj/CustomerService-v0'?"),
         (["--env.id", "nowhere:rlobj/CustomerService-v0"], "cannot import 'nowhere'"),
         (["--env.kwargs.domian", "repairs"], "did you mean 'domain'?"),
+        (["--training.beta_target", "0.1"], "training.beta (with training.beta_target) is 0.0: expected"),
+        (["--training.target_kl", "0"], "training.target_kl is 0.0: expected"),
+        (["--training.beta", "1", "--training.kl_in", "reward", "--training.trl.top_p", "0.9"], "top_p cuts"),
         (["--env.id", "CartPole-v1", "--env.kwargs", "{}"], "reward.kind is 'trained', but CartPole-v1 gives no pref"),
     ],
 )
@@ -159,7 +162,8 @@ def test_impossible_combinations(arguments: list[str], message: str) -> None:
     [
         (["--policy.kind", "causal"], "set --policy.kind encoder"),
         (["--policy.hidden_size", "60", "--policy.heads", "8"], "expected a multiple of 8 (policy.heads)"),
-        (["--training.beta", "0.1"], "an encoder policy has no reference model"),
+        (["--training.estimator", "exact", "--training.kl_in", "reward"], "the estimator exact samples nothing"),
+        (["--training.estimator", "exact", "--training.target_kl", "0.1"], "learns from no sample"),
         (["--reward.kind", "trained", "--reward.function", "null"], "gives no preference pairs"),
     ],
 )

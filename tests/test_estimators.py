@@ -150,7 +150,7 @@ def bandit():
     )
 
 
-def bandit_trainer(directory, estimator, steps=60, reward=None, on_error="stop", **fields):
+def bandit_trainer(directory, estimator, steps=60, reward=None, on_error="stop", kl_in="loss", **fields):
     tokenizer = make_tokenizer(TEXTS.values(), vocab_size=300, max_length=16)
     encoder = make_encoder(tokenizer, list(TEXTS), hidden_size=16, layers=1, heads=2, max_length=16, seed=0)
     if estimator == "rloo":
@@ -159,7 +159,7 @@ def bandit_trainer(directory, estimator, steps=60, reward=None, on_error="stop",
     args = small_args(directory, **{**defaults, **fields})
     return ObjectiveTrainer(
         as_one_token_policy(encoder), args=args, processing_class=tokenizer, env=bandit(), estimator=estimator,
-        train_seeds=[i % 3 for i in range(1000)], reward=reward, on_error=on_error,
+        train_seeds=[i % 3 for i in range(1000)], reward=reward, on_error=on_error, kl_in=kl_in,
     )  # fmt: skip
 
 

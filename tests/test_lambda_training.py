@@ -30,14 +30,18 @@ def length(prompts, completions, **columns):
     return [sum(len(m["content"]) for m in completion) / 10 for completion in completions]
 
 
+OURS = ("kl_every", "kl_limit", "kl_in", "beta_target", "target_kl")
+
+
 def in_an_environment(policy, directory, lambda_sup, **fields):
+    settings = {name: fields.pop(name) for name in OURS if name in fields}
     tokenizer = load_tokenizer(policy)
     env = gymnasium.make("rlobj/CustomerService-v0", domain="repairs", max_turns=1, reward=length)
     defaults = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 6, "max_steps": 4}
     return ObjectiveTrainer(
         AutoModelForCausalLM.from_pretrained(policy), args=small_args(directory, **{**defaults, **fields}),
         processing_class=tokenizer, env=env, train_seeds=range(100), supervised=small_rows(tokenizer),
-        supervised_batch_size=4, lambda_sup=lambda_sup, probe_every=0, max_length=300,
+        supervised_batch_size=4, lambda_sup=lambda_sup, probe_every=0, max_length=300, **settings,
     )  # fmt: skip
 
 

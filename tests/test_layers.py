@@ -20,7 +20,7 @@ LAYERS = {
         "encoder_policy", "estimators", "lambdas", "pictures", "policies", "progress", "recipes", "tracking",
         "trl_fields", "try_reward", "validation",
     ),
-    "2 loops": ("bad_steps", "evaluation", "model_user", "reward_watch", "rollout", "supervised", "trainer"),
+    "2 loops": ("bad_steps", "evaluation", "kl", "model_user", "reward_watch", "rollout", "supervised", "trainer"),
     "3 story": (
         "chat", "compared", "comparison", "comparison_report", "judging", "pipeline", "report", "stages",
         "tasks",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from small import fixed_reward, fixed_rollout, small_args, small_policy, small_prompts, small_rows, zero_reward
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOTrainer, SFTConfig, SFTTrainer
 
 from rlobj.callbacks import TrainingDiverged
@@ -68,24 +68,32 @@ def test_lambda_zero_equals_grpo_trainer_to_the_last_bit(policy, tmp_path, field
     assert any(not torch.equal(p, theirs[n]) for n, p in start.named_parameters()), "the runs learned nothing"
 
 
-class _Gradients:
-    """Catches the gradient of the first optimiser step."""
+class _Gradients(TrainerCallback):
+    """Catches the gradient of the first optimiser step, before it is clipped, if it is."""
 
     def __init__(self, trainer):
         self.grads = {}
-        step = trainer._clip_grad_norm
+        clip = trainer._clip_grad_norm
 
         def catch(model):
-            if not self.grads:
-                self.grads = {n.removeprefix("module."): p.grad.detach().clone() for n, p in model.named_parameters()}
-            return step(model)
+            self._keep(model)
+            return clip(model)
 
         trainer._clip_grad_norm = catch
+        trainer.add_callback(self)
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self._keep(model)
+
+    def _keep(self, model):
+        if not self.grads:
+            self.grads = {n.removeprefix("module."): p.grad.detach().clone() for n, p in model.named_parameters()}
 
 
 def first_gradient(trainer):
     caught = _Gradients(trainer)
     trainer.train()
+    assert any((gradient != 0).any() for gradient in caught.grads.values()), "nothing was caught"
     return caught.grads
 
 
@@ -119,7 +127,7 @@ def test_zero_reward_and_lambda_one_give_the_gradient_of_sft_trainer(policy, tmp
 
 @pytest.mark.parametrize("loss_type", SUPPORTED_LOSS_TYPES)
 def test_splitting_the_batch_changes_nothing(policy, tmp_path, loss_type):
-    fields = {"loss_type": loss_type, "max_steps": 1, "max_grad_norm": 0.0, "beta": 0.05}
+    fields = {"loss_type": loss_type, "max_steps": 1, "max_grad_norm": 0.0, "beta": 0.05, "entropy_coef": 0.1}
     if loss_type == "luspo":
         fields["importance_sampling_level"] = "sequence"
     # whole groups in one generation batch of 16, cut into 1, 2 and 4 micro-batches; 7 supervised rows divide by none

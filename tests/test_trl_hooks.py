@@ -23,7 +23,7 @@ def test_overrides_are_few():
     own = {name for name, value in vars(ObjectiveTrainer).items() if inspect.isfunction(value)}
     assert own & set(dir(GRPOTrainer)) == {
         "__init__", "_compute_loss", "_generate_and_score_completions", "create_optimizer", "_get_train_sampler",
-        "_load_from_checkpoint", "log",
+        "_get_per_token_logps_and_entropies", "_load_from_checkpoint", "log",
     }  # fmt: skip
 
 
@@ -39,6 +39,17 @@ def test_rollout_contract():
     for key in ("prompt_ids", "completion_ids", "logprobs", "env_mask"):
         assert f'"{key}"' in source, f"rollout_func's key {key}"
     assert "self.rollout_func(prompts, self)" in source
+
+
+def test_what_kl_and_entropy_stand_on():
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert "if self._entropy_bonus_enabled:" in source, "ObjectiveTrainer adds the bonus itself"
+    assert 'self._metrics[mode]["kl"].append(global_masked_mean(per_token_kl))' in source, "β is steered by it"
+    assert 'inputs.get("old_per_token_logps")' in source, "target_kl compares with it"
+    assert "self.ref_model" in inspect.getsource(GRPOTrainer._generate_and_score_completions), "an encoder's reference"
+    assert "sampling_per_token_logps" in inspect.getsource(GRPOTrainer._generate_and_score_completions), (
+        "SRFT's entropy"
+    )
 
 
 def test_metrics_and_step_counters_that_we_read():

@@ -12,16 +12,10 @@ from rlobj.cli import share_the_cpu
 from rlobj.policies import load_tokenizer
 from rlobj.trainer import ObjectiveTrainer
 
-
-def opposed_reward(fixed_return, **columns):
-    """With it, reward and labels pull against each other."""
-    return [-value for value in fixed_reward(fixed_return=fixed_return, completions=[])]
-
-
 share_the_cpu()
 policy, target = sys.argv[1:]
 written = {}
-for surgery, reward in (("none", fixed_reward), ("none", opposed_reward), ("pcgrad", opposed_reward)):
+for surgery in ("none", "pcgrad"):
     with tempfile.TemporaryDirectory() as directory:
         args = small_args(directory, max_steps=1, max_grad_norm=0.0, beta=0.05)
         args.per_device_train_batch_size = 16 // args.world_size
@@ -29,7 +23,7 @@ for surgery, reward in (("none", fixed_reward), ("none", opposed_reward), ("pcgr
         tokenizer = load_tokenizer(policy)
         trainer = ObjectiveTrainer(
             policy,
-            reward,
+            fixed_reward,
             args,
             small_prompts(),
             rollout_func=fixed_rollout,
@@ -40,7 +34,7 @@ for surgery, reward in (("none", fixed_reward), ("none", opposed_reward), ("pcgr
             surgery=surgery,
         )
         for name, gradient in first_gradient(trainer).items():
-            written[f"{surgery} {reward.__name__} {name}"] = gradient
+            written[f"{surgery} {name}"] = gradient
         main, processes = trainer.accelerator.is_main_process, trainer.accelerator.num_processes
 if main:
     print(f"processes: {processes}")
