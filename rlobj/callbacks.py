@@ -1,4 +1,4 @@
-"""What happens around an optimiser step: guards, and the state of controllers in checkpoints."""
+"""What happens around an optimiser step: guards, and a state that checkpoints keep."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
-
-from rlobj.controllers import Controller, identity
 
 logger = logging.getLogger(__name__)
 
@@ -32,32 +30,6 @@ class BaselineState(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"baseline": self.trainer.baseline}}
-
-
-class ControllerState(TrainerCallback, ExportableState):
-    """Tell a controller of λ what it begins with, and keep its state in checkpoints (trainer_state.json).
-
-    The state is bound to the form that made it: another form, or other settings of it, begins afresh.
-
-    Args:
-        ell_of_the_start: ℓ of the warm start; None where the controller does not need it.
-    """
-
-    def __init__(self, controller: Controller, ell_of_the_start: float | None) -> None:
-        self.controller, self.ell_of_the_start = controller, ell_of_the_start
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        kept = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step > 0 else {}
-        if kept.get("args") == self._form():
-            self.controller.state = dict(kept["attributes"])
-        elif self.ell_of_the_start is not None:
-            self.controller.begin(self.ell_of_the_start)
-
-    def state(self) -> dict[str, Any]:
-        return {"args": self._form(), "attributes": dict(self.controller.state)}
-
-    def _form(self) -> dict[str, str]:
-        return {"form": identity(self.controller)}
 
 
 class FiniteGuard(TrainerCallback):

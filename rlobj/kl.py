@@ -66,7 +66,7 @@ def reference_logps(
         ids, mask = _right_padded(rows, policy.device)
         if is_one_token_policy(policy):
             prompts = _right_padded([t.prompt_ids for t in some], policy.device)
-            logps = (action_logits(reference, *prompts).float() / temperature).log_softmax(-1)  # type: ignore[arg-type]
+            logps = (action_logits(reference, *prompts).float() / temperature).log_softmax(-1)
             result += [[logps[n, t.completion_ids[0]].item()] for n, t in enumerate(some)]
             continue
         logits = reference(input_ids=ids, attention_mask=mask).logits[:, :-1].float() / temperature
@@ -144,6 +144,12 @@ class WarmStartKL(TrainerCallback, ExportableState):
     def _settings(self) -> dict[str, Any]:
         return {"beta": self._begun_with, "target": self.target, "limit": self.limit}
 
+    def end_of_step(self, trainer: Any) -> None:
+        """Steer β by TRL's own measure of the optimiser step, where the penalty stands in the loss."""
+        metrics, parts = trainer._metrics["train"], trainer.current_gradient_accumulation_steps
+        metrics["kl/beta"].append(self.beta)
+        self.steer(sum(metrics["kl"][-parts:]) / parts)
+
     def steer(self, kl: float) -> None:
         """Take note of a KL, in nats per token."""
         if self.target is not None and kl == kl:  # not nan
@@ -209,14 +215,26 @@ class EpochsOfGeneration(TrainerCallback):
     def __init__(self, target: float | None, modules: Iterable[nn.Module]) -> None:
         self.target, self.modules = target, list(modules)
         self.over = False
+        self._window: list[Tensor] = []
 
     def begin(self) -> None:
         """A new generation."""
         self.over = False
 
-    def note(self, kl: float) -> None:
-        """The KL of an optimiser step, over all micro-batches and processes."""
-        self.over = self.over or (self.target is not None and kl > self.target)
+    def look(self, logps: Tensor, inputs: dict[str, Any]) -> None:
+        """Take note of a micro-batch: log π of its tokens now, (B, T). One step on each generation has no old ones."""
+        if self.target is not None and "old_per_token_logps" in inputs:
+            mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+            self._window.append(torch.stack(sampled_kl(logps, inputs["old_per_token_logps"], mask)))
+
+    def end_of_step(self, trainer: Any) -> None:
+        """The KL of the optimiser step, over all micro-batches and processes."""
+        if self._window:
+            total, count = trainer.accelerator.reduce(torch.stack(self._window).sum(0), reduction="sum").tolist()
+            self._window = []
+            kl = total / max(count, 1.0)
+            trainer._metrics["train"]["kl/sampling"].append(kl)
+            self.over = self.target is not None and kl > self.target
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.over:

@@ -85,7 +85,7 @@ class _Epochs:
             # two epochs at most are in use at once: where a batch crosses from one to the next
             self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1}
             self._orders[epoch] = np.random.default_rng([*self.seed, epoch]).permutation(len(self.rows))
-        return self.rows[self._orders[epoch][offset]]
+        return self.rows[int(self._orders[epoch][offset])]
 
 
 class _Mixture:

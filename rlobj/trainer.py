@@ -31,10 +31,10 @@ from envs.rewards import OnError
 from rlobj.adapters import RankUpdate, WithoutAdapter, has_adalora
 from rlobj.alarms import Alarms
 from rlobj.bad_steps import write_bad_step
-from rlobj.callbacks import BaselineState, BetweenGenerations, ControllerState, FiniteGuard
+from rlobj.callbacks import BaselineState, BetweenGenerations, FiniteGuard
 from rlobj.checkpoints import WholeCheckpoints, require_exact
 from rlobj.config import ESTIMATORS, EstimatorName, PPOConfig
-from rlobj.controllers import Controller, Lagrange, Measured, Sampled
+from rlobj.controllers import Controller, Lagrange
 from rlobj.critic import Critic, CriticKeeper, Watched, watching
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 from rlobj.estimators import (
@@ -46,12 +46,13 @@ from rlobj.estimators import (
     whitened,
 )
 from rlobj.evaluation import categorical_kl
-from rlobj.kl import EpochsOfGeneration, WarmStartKL, sampled_kl
+from rlobj.kl import EpochsOfGeneration, WarmStartKL
 from rlobj.lambdas import LambdaForm, as_lambda, needs_labels
 from rlobj.objective import GradientBalance, gradient_balance, objective, surgery_correction
 from rlobj.policies import load_causal, take_out_dropout
 from rlobj.rollout import EnvironmentRollout, Rollouts, Sampling, episode_prompt, episode_return, factory_of
 from rlobj.schedules import checked_lambda
+from rlobj.steering import Steering
 from rlobj.stream import Source, SupervisedStream
 from rlobj.supervised import SupervisedRow, TokenWeights, supervised_loss_sum, supervised_losses
 from rlobj.tracking import track
@@ -183,10 +184,10 @@ class ObjectiveTrainer(GRPOTrainer):
             reward_funcs = episode_return
             train_dataset = episode_dataset(as_text_env(env), train_seeds if train_seeds is not None else range(1000))
         self._micro = 0
+        self.steering: Steering | None = None
         self._needs_ell = isinstance(self.lambda_form, Controller) and self.lambda_form.needs_ell
         self._ell_window: list[Tensor] = []
         self._probe_window: list[tuple[Tensor, Tensor]] = []
-        self._kl_window: list[Tensor] = []
         self._lambda_proven = False
         self.exact_resume = True
         """whether a checkpoint that cannot be gone on from exactly is refused"""
@@ -237,7 +238,8 @@ class ObjectiveTrainer(GRPOTrainer):
         if estimator == "reinforce":
             self.add_callback(BaselineState(self))
         if isinstance(self.lambda_form, Controller):
-            self.add_callback(ControllerState(self.lambda_form, self._ell_of_the_start() if self._needs_ell else None))
+            self.steering = Steering(self.lambda_form, self._ell_of_the_start() if self._needs_ell else None)
+            self.add_callback(self.steering)
         track(self)
         self.add_callback(WholeCheckpoints())  # behind those that save something
 
@@ -322,9 +324,8 @@ class ObjectiveTrainer(GRPOTrainer):
                 R = R + self._entropy_bonus(inputs)
             if seen is not None and self.model.training:
                 self._criticise(seen, inputs)
-            if self.epochs.target is not None and "old_per_token_logps" in inputs:
-                mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-                self._kl_window.append(torch.stack(sampled_kl(self._latest_logps, inputs["old_per_token_logps"], mask)))
+            if self.model.training:
+                self.epochs.look(self._latest_logps, inputs)
         if not self.model.training:
             return -R
         if self._micro == 0:
@@ -421,22 +422,9 @@ class ObjectiveTrainer(GRPOTrainer):
             self._advantages_of_critic(inputs, batch)
         elif self.estimator == "exact":
             batch["action_returns"] = torch.tensor([row["action_returns"] for row in inputs]).to(batch["advantages"])
-        if isinstance(self.lambda_form, Controller) and self.model.training:
-            self.lambda_form.observe(self._sampled(inputs, batch))
+        if self.steering is not None and self.model.training:
+            self.steering.observe(self, inputs, batch)
         return batch
-
-    def _sampled(self, inputs: Sequence[dict[str, Any]], batch: dict[str, Any]) -> Sampled:
-        """What a controller of λ is told of a generation."""
-        gather, device = self.accelerator.gather, self.accelerator.device
-        columns = [row.get("episode_columns") or {} for row in inputs]
-        known = [math.nan if row.get("success") is None else float(row["success"]) for row in columns]
-        success = gather(torch.tensor(known, device=device)).view(-1, self.num_generations).nanmean(dim=1)
-        entropy = None
-        if (logps := batch.get("sampling_per_token_logps")) is not None:
-            mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-            total, count = self.accelerator.reduce(torch.stack([(logps * mask).sum(), mask.sum()]), reduction="sum")
-            entropy = (-total / count.clamp(min=1)).item()
-        return Sampled(tuple(success[success.isfinite()].tolist()), entropy)
 
     def _above_baseline(self, inputs: Sequence[dict[str, Any]]) -> Tensor:
         """Returns less the moving mean of earlier generations, (B,); 0 where an episode has no return."""
@@ -574,41 +562,22 @@ class ObjectiveTrainer(GRPOTrainer):
             return
         self._micro = 0
         metrics["objective/lambda_sup"].append(lambda_sup)
-        self._note_kl()
+        self.epochs.end_of_step(self)
+        if self.beta != 0:
+            self.kl.end_of_step(self)
         ell_of_step = None
         if self._ell_window:
             ell_of_step = self._over_processes(torch.stack(self._ell_window).sum()).item()
             metrics["objective/ell"].append(ell_of_step)
             self._ell_window = []
-        self._steer(ell_of_step)
+        if self.steering is not None:
+            self.steering.update(self, ell_of_step)
         if self._probe_window:
             grad_R, grad_ell = (self._over_processes(sum(grads)) for grads in zip(*self._probe_window, strict=True))
             self._probe_window = []
             self._report(gradient_balance(grad_R, grad_ell, lambda_sup), lambda_sup)
             if self.surgery == "pcgrad" and lambda_sup > 0:
                 self._correction = surgery_correction(grad_R, grad_ell, lambda_sup)
-
-    def _note_kl(self) -> None:
-        """Tell those who steer or stop by a KL what that of the optimiser step was."""
-        metrics = self._metrics["train"]
-        if self.beta != 0:
-            metrics["kl/beta"].append(self.beta)
-            of_step = metrics["kl"][-self.current_gradient_accumulation_steps :]
-            self.kl.steer(sum(of_step) / len(of_step))
-        if self._kl_window:
-            total, count = self.accelerator.reduce(torch.stack(self._kl_window).sum(0), reduction="sum").tolist()
-            self._kl_window = []
-            metrics["kl/sampling"].append(total / max(count, 1.0))
-            self.epochs.note(metrics["kl/sampling"][-1])
-
-    def _steer(self, ell: float | None) -> None:
-        """Tell a controller of λ what the optimiser step was."""
-        if not isinstance(self.lambda_form, Controller):
-            return
-        masks = [batch["completion_mask"] * batch.get("tool_mask", 1) for batch in self.micro_batches]
-        tokens = self.accelerator.reduce(torch.stack([mask.sum() for mask in masks]).sum(), reduction="sum")
-        known = ell if ell is not None and math.isfinite(ell) else None
-        self.lambda_form.update(Measured(self.state.global_step, known, int(tokens.item())))
 
     def _over_processes(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="mean")
