@@ -182,6 +182,7 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
 
 def take_out_dropout(model: torch.nn.Module) -> None:
     """Make training passes equal those of sampling: no dropout in any layer, nor in attention, in place."""
+    module: Any
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
