@@ -1,9 +1,9 @@
 """`ObjectiveTrainer`: TRL's policy-gradient loop on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
 
 What is overridden of `trl.GRPOTrainer`, and nothing more: `__init__` (what to add), `_compute_loss` (the formula),
-`_generate_and_score_completions` (advantages of the estimators that TRL has not), `create_optimizer` and
-`_load_from_checkpoint` (the critic), `_get_train_sampler` (epochs after a resume) and `log` (L itself among the
-metrics). tests/test_trl_hooks.py says so when TRL changes one of them.
+`_get_per_token_logps_and_entropies` (keeps what it returns), `_generate_and_score_completions` (advantages of the
+estimators that TRL has not), `create_optimizer` and `_load_from_checkpoint` (the critic), `_get_train_sampler` (epochs
+after a resume) and `log` (L itself among the metrics). tests/test_trl_hooks.py says so when TRL changes one of them.
 """
 
 from __future__ import annotations

@@ -169,23 +169,65 @@ def test_a_controller_of_ones_own():
         Steered(lambda state, ell: {"lambda_sup": 1, "seen": {ell}}).begin(1.0)
 
 
+# Conversions of the README --------------------------------------------------------------------------------------------
+
+
+def gradient_at(loss):
+    """The gradient of a loss of θ and of two terms that depend on it."""
+    theta = torch.tensor([0.3, -1.2], dtype=torch.float64, requires_grad=True)
+    R, ell = -((theta - 1) ** 2).sum(), (theta**4).sum()
+    return torch.autograd.grad(loss(theta, R, ell), theta)[0]
+
+
+def entropy_of(theta):
+    return torch.distributions.Categorical(logits=theta).entropy()
+
+
+def at_this_entropy(text):
+    """λ of a form that has been told the entropy of the policy θ."""
+    form = as_lambda(text)
+    form.observe(Sampled(entropy=entropy_of(torch.tensor([0.3, -1.2], dtype=torch.float64)).item()))
+    return form(0)
+
+
 @pytest.mark.parametrize(
     ("theirs", "lambda_sup", "factor"),
     [
-        (lambda R, ell: -R + 0.3 * ell, 0.3, 1.0),  # InstructGPT's γ, GNMT's α
-        (lambda R, ell: -0.6 * R + 0.4 * ell, 0.4 / 0.6, 0.6),  # Paulus et al., γ = 0.6
-        (lambda R, ell: -(1 - 0.4) * R + 0.4 * ell, as_lambda("chord:start=0.4,end=0.4,steps=1")(0), 0.6),
-        (lambda R, ell: -2.5 * R + ell, 1 / 2.5, 2.5),  # TD3+BC
+        (lambda theta, R, ell: -R + 0.3 * ell, 0.3, 1.0),  # InstructGPT's γ, GNMT's α, sft_loss_coef, bc_loss_weight
+        (lambda theta, R, ell: -0.6 * R + 0.4 * ell, 0.4 / 0.6, 0.6),  # Paulus et al., γ = 0.6
+        (lambda theta, R, ell: -(1 - 0.4) * R + 0.4 * ell, as_lambda("chord:start=0.4,end=0.4,steps=1")(0), 0.6),
+        (lambda theta, R, ell: -2.5 * R + ell, 1 / 2.5, 2.5),  # TD3+BC
+        (lambda theta, R, ell: -0.1 * R + 2 * ell, 2 / 0.1, 0.1),  # rl_loss_weight and bc_loss_weight
+        (lambda theta, R, ell: -R + 0.5 * (-entropy_of(theta)).exp().detach() * ell,
+         at_this_entropy("entropy:value=0.5"), 1.0),  # SRFT
     ],
-)
+)  # fmt: skip
 def test_conversions_of_the_readme(theirs, lambda_sup, factor):
-    theta = torch.tensor([0.3, -1.2], requires_grad=True)
+    ours = gradient_at(lambda theta, R, ell: objective(R, ell, lambda_sup))
+    torch.testing.assert_close(gradient_at(theirs), factor * ours, rtol=1e-12, atol=0)
 
-    def gradient(loss):
-        return torch.autograd.grad(loss, theta)[0]
 
-    R, ell = -((theta - 1) ** 2).sum(), (theta**4).sum()
-    their_gradient, our_gradient = gradient(theirs(R, ell)), None
-    R, ell = -((theta - 1) ** 2).sum(), (theta**4).sum()
-    our_gradient = gradient(objective(R, ell, lambda_sup))
-    assert torch.allclose(their_gradient, factor * our_gradient)
+def test_the_conversion_of_hpt_where_demonstrations_are_drawn_from_all():
+    """Their loss is −R_q of a prompt that succeeds, the demonstration's NLL of one that fails. A failed group's returns
+    are all alike, so its part of R has no gradient; and each demonstration stands for ℓ."""
+    success = (0.5, 0.0, 1.0, 0.0)
+    form = as_lambda("gate:value=1,success=0,per=group")
+    form.observe(Sampled(success))
+
+    def theirs(theta, R, ell):
+        return sum(-(q + 1) * R if share > 0 else ell for q, share in enumerate(success)) / len(success)
+
+    def surrogate(R):
+        return sum((q + 1) * R for q, share in enumerate(success) if share > 0) / len(success)
+
+    ours = gradient_at(lambda theta, R, ell: objective(surrogate(R), ell, form(0)))
+    torch.testing.assert_close(gradient_at(theirs), ours, rtol=1e-12, atol=0)
+
+
+def test_a_coefficient_on_a_mean_of_means_is_lambda_where_micro_batches_have_as_many_targets():
+    """verl's trainers with an sft_loss_coef average each micro-batch's NLL by itself."""
+    nll = torch.tensor([0.5, 1.5, 2.0, 4.0])
+    even = (nll[:2].mean() + nll[2:].mean()) / 2
+    assert even == nll.mean()
+    uneven = (nll[:1].mean() + nll[1:].mean()) / 2
+    assert uneven != nll.mean(), "their coefficient means another thing, then; λ does not"
