@@ -68,6 +68,18 @@ def test_lambda_zero_equals_grpo_trainer_to_the_last_bit(policy, tmp_path, field
     assert any(not torch.equal(p, theirs[n]) for n, p in start.named_parameters()), "the runs learned nothing"
 
 
+def test_the_entropy_bonus_of_a_whole_batch_is_that_of_grpo_trainer(policy, tmp_path):
+    fields = {"entropy_coef": 0.5, "max_steps": 1, "max_grad_norm": 0.0}
+    tokenizer = load_tokenizer(policy)
+    args, kwargs = small_args(tmp_path / "a", **fields), {"rollout_func": fixed_rollout, "processing_class": tokenizer}
+    theirs = first_gradient(GRPOTrainer(str(policy), fixed_reward, args, small_prompts(), **kwargs))
+    mine = first_gradient(ours(policy, tmp_path / "b", args=fields))
+    without = first_gradient(ours(policy, tmp_path / "c", args={**fields, "entropy_coef": 0.0}))
+    for name in theirs:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(mine[name], without[name], rtol=1e-2) for name in mine)
+
+
 class _Gradients(TrainerCallback):
     """Catches the gradient of the first optimiser step, before it is clipped, if it is."""
 

@@ -12,6 +12,13 @@ from rlobj.cli import share_the_cpu
 from rlobj.policies import load_tokenizer
 from rlobj.trainer import ObjectiveTrainer
 
+
+def judged_rollout(prompts, trainer):
+    """With a success of each episode, so that λ depends on which episodes are a group."""
+    made = fixed_rollout(prompts, trainer)
+    return {**made, "episode_columns": [{"success": value > 0.5} for value in made["fixed_return"]]}
+
+
 share_the_cpu()
 policy, target = sys.argv[1:]
 written = {}
@@ -26,11 +33,11 @@ for surgery in ("none", "pcgrad"):
             fixed_reward,
             args,
             small_prompts(),
-            rollout_func=fixed_rollout,
+            rollout_func=judged_rollout,
             processing_class=tokenizer,
             supervised=small_rows(tokenizer),
             supervised_batch_size=7,
-            lambda_sup=0.7,
+            lambda_sup="gate:value=0.9,success=0.5,otherwise=0.4,per=group",
             surgery=surgery,
         )
         for name, gradient in first_gradient(trainer).items():
