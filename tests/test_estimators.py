@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small import small_args, small_policy, small_rows
+from test_vector import Counting
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
@@ -233,6 +234,31 @@ def test_values_kept_from_sampling_are_those_of_a_forward_pass(tmp_path):
     assert written.any()
     assert_close(batch["values"][written], values[written], atol=1e-4, rtol=1e-4)
     assert any(row["bootstrap"] != 0 for row in rows), "two turns are too few: these episodes are cut short"
+
+
+def test_rewards_of_turns_reach_the_advantages_of_the_tokens_before_them(tmp_path):
+    """One sample per prompt; with a critic that says 0, γ and λ_GAE of 1, and nothing whitened, a token's advantage is
+    what it and all tokens after it have earned."""
+    gymnasium.register("test/Counting-v0", Counting)
+    try:
+        env, policy = gymnasium.make("test/Counting-v0"), small_policy(tmp_path / "policy")
+        fields = {"per_device_train_batch_size": 4, "num_generations": 1, "max_completion_length": 4, "max_steps": 1}
+        trainer = ObjectiveTrainer(
+            AutoModelForCausalLM.from_pretrained(policy), args=small_args(tmp_path, **fields), env=env,
+            processing_class=load_tokenizer(policy), estimator="ppo", train_seeds=[0, 1, 2, 3], max_length=128,
+            ppo=PPOConfig(gamma=1.0, gae_lambda=1.0, whiten=False),
+        )  # fmt: skip
+        rows = [dict(trainer.train_dataset[i]) for i in range(4)]
+        batch = trainer._generate_and_score_completions(rows)
+    finally:
+        del gymnasium.registry["test/Counting-v0"]
+    for row, found, mask in zip(rows, batch["advantages"], batch["value_mask"], strict=True):
+        rewards = torch.tensor(row["token_rewards"])
+        to_go = rewards.flip(0).cumsum(0).flip(0)
+        written = mask[: len(rewards)] > 0
+        assert_close(found[: len(rewards)][written], to_go[written])
+        assert len(set(to_go[written].tolist())) == (rewards != 0).sum(), "another one for each turn"
+    assert max(len(set(row["token_rewards"])) for row in rows) > 3, "some have several turns"
 
 
 def test_the_critic_moves_no_parameter_of_the_policy(tmp_path):
