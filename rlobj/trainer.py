@@ -189,6 +189,7 @@ class ObjectiveTrainer(GRPOTrainer):
         self._ell_window: list[Tensor] = []
         self._probe_window: list[tuple[Tensor, Tensor]] = []
         self._lambda_proven = False
+        self._return = math.nan
         self.exact_resume = True
         """whether a checkpoint that cannot be gone on from exactly is refused"""
         self.alarms = Alarms(estimator)
@@ -599,18 +600,18 @@ class ObjectiveTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train"]
-        if self.model.training and metrics.get("reward") and metrics.get("objective/lambda_sup"):
-            mean = {
-                k: sum(metrics[k]) / len(metrics[k])
-                for k in ("reward", "objective/lambda_sup", "objective/ell")
-                if metrics.get(k)
-            }
-            penalty = metrics.get("kl/penalty") or [0.0]
-            mean["reward"] += sum(penalty) / len(penalty)  # the return is the environment's own
-            metrics["objective/return"].append(mean["reward"])
-            metrics["objective/L"].append(
-                objective(mean["reward"], mean.get("objective/ell", 0.0), mean["objective/lambda_sup"])
-            )
+
+        def mean(name: str) -> float:
+            values = metrics.get(name) or [0.0]
+            return sum(values) / len(values)
+
+        if self.model.training and metrics.get("objective/lambda_sup"):
+            if metrics.get("reward"):  # a step on rollouts that were there before has the return of these
+                self._return = mean("reward") + mean("kl/penalty")  # the environment's own
+            metrics["objective/return"].append(self._return)
+            lambda_sup = mean("objective/lambda_sup")
+            if lambda_sup == 0 or metrics.get("objective/ell"):  # a step that was left out has no ℓ
+                metrics["objective/L"].append(objective(self._return, mean("objective/ell"), lambda_sup))
         super().log(logs, start_time)
 
 

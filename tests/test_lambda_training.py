@@ -147,6 +147,16 @@ def test_another_lambda_at_a_resume_begins_afresh(policy, tmp_path, before, afte
         assert state == {"lambda_sup": 0.3, "heard": 2}, "told of the warm start, and of one step"
 
 
+def test_L_is_there_in_every_step_on_a_generation(policy, tmp_path):
+    trainer = in_an_environment(policy, tmp_path, 0.2, num_iterations=2)
+    trainer.train()
+    returns, ells = logged(trainer, "objective/return"), logged(trainer, "objective/ell")
+    assert returns[0] == returns[1] == logged(trainer, "reward")[0] and returns[2] == returns[3] != returns[0]
+    assert logged(trainer, "objective/L") == pytest.approx(
+        [-r + 0.2 * ell for r, ell in zip(returns, ells, strict=True)]
+    )
+
+
 def test_L_is_the_measured_one_at_every_step(policy, tmp_path):
     trainer = ours(policy, tmp_path, lambda_sup="linear:start=0.4,end=0.1,steps=3")
     trainer.train()
