@@ -33,9 +33,10 @@ from rlobj.alarms import Alarms
 from rlobj.bad_steps import write_bad_step
 from rlobj.callbacks import BaselineState, BetweenGenerations, FiniteGuard
 from rlobj.checkpoints import WholeCheckpoints, require_exact
+from rlobj.completions import can_score, score_in_parts
 from rlobj.config import ESTIMATORS, EstimatorName, PPOConfig
 from rlobj.controllers import Controller, Lagrange
-from rlobj.critic import Critic, CriticKeeper, Watched, watching
+from rlobj.critic import Critic, CriticKeeper, watching
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 from rlobj.estimators import (
     BASELINE_DECAY,
@@ -62,6 +63,8 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func warns at 
 SUPPORTED_LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 """Loss types whose denominator counts over the whole global batch, so that λ keeps its meaning when the batch is split.
 `bnpo` divides by the tokens of the micro-batch alone."""
+PLAIN = {"compute_entropy", "batch_size"}
+"""What TRL may say of a forward pass over texts alone; the rest is of images and of experts."""
 ELL_ROWS = 256
 """Rows on which a controller of λ is told the warm start's ℓ."""
 
@@ -109,6 +112,9 @@ class ObjectiveTrainer(GRPOTrainer):
         estimator: of ∇R, one of `rlobj.config.ESTIMATORS`; all but grpo need `env`. With ppo, reinforce and exact
             an `ObjectiveArguments` as `args` may have `num_generations=1`.
         ppo: settings of the critic.
+        encode_prompts_once: run each prompt of a micro-batch through the policy once for all its completions, and only
+            the policy's own tokens through the vocabulary (`rlobj.completions`). False: TRL's own passes, whose results
+            are those of `trl.GRPOTrainer` to the last bit.
 
     Raises:
         ValueError: λ > 0 without rows, an unsupported `loss_type`, λ negative or not finite.
@@ -143,6 +149,7 @@ class ObjectiveTrainer(GRPOTrainer):
         dropout: bool = False,
         estimator: EstimatorName = "grpo",
         ppo: PPOConfig | None = None,
+        encode_prompts_once: bool = True,
         **kwargs: Any,
     ) -> None:
         args = args or GRPOConfig("rlobj-output", gradient_checkpointing=False)
@@ -151,6 +158,9 @@ class ObjectiveTrainer(GRPOTrainer):
         self.probe_every, self.token_weights, self.surgery = probe_every, token_weights, surgery
         self._correction: Tensor | None = None
         self.estimator, self.ppo = estimator, ppo or PPOConfig()
+        self.encode_prompts_once = encode_prompts_once
+        self._scored: Tensor | None = None
+        self._states: Tensor | None = None
         self.critic: Critic | None = None
         self.baseline: float | None = None
         self.kl_in = kl_in
@@ -319,12 +329,13 @@ class ObjectiveTrainer(GRPOTrainer):
         if self.estimator == "exact":
             R = self._expected_return(model, inputs)
         else:
-            with watching(self.accelerator.unwrap_model(self.model)) if self.critic else nullcontext() as seen:
-                R = -super()._compute_loss(model, inputs)  # surrogate; its gradient estimates ∇R
+            self._scored = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+            R = -super()._compute_loss(model, inputs)  # surrogate; its gradient estimates ∇R
+            self._scored = None
             if self.entropy_coef != 0 and self.model.training and not self.args.use_adaptive_entropy:
                 R = R + self._entropy_bonus(inputs)
-            if seen is not None and self.model.training:
-                self._criticise(seen, inputs)
+            if self.critic is not None and self.model.training:
+                self._criticise(inputs)
             if self.model.training:
                 self.epochs.look(self._latest_logps, inputs)
         if not self.model.training:
@@ -388,8 +399,26 @@ class ObjectiveTrainer(GRPOTrainer):
         losses = supervised_losses(self.accelerator.unwrap_model(self.model), some)
         return sum(losses) / len(losses)
 
-    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        found = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        policy = self.accelerator.unwrap_model(model)
+        plain = not args and all(kwargs[name] is None or kwargs[name] is False for name in kwargs.keys() - PLAIN)
+        # a distributed wrapper's own forward must be called
+        if self.encode_prompts_once and plain and policy is model and can_score(policy):
+            scored = attention_mask[:, -logits_to_keep:] if self._scored is None else self._scored
+            with self.accelerator.autocast():
+                logps, entropies, self._states = score_in_parts(
+                    policy, input_ids, attention_mask, scored, self.temperature, kwargs.get("batch_size")
+                )
+            found = logps, entropies, None
+        else:
+            with watching(policy) if self.critic else nullcontext() as seen:
+                found = super()._get_per_token_logps_and_entropies(
+                    model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+                )
+            if seen is not None:  # the state before a completion token is that of the token before it
+                self._states = seen.states[:, -logits_to_keep - 1 : -1] if seen.states.size(1) > 1 else seen.states
         self._latest_logps, self._latest_entropies = found[0].detach(), found[1]
         return found
 
@@ -460,15 +489,11 @@ class ObjectiveTrainer(GRPOTrainer):
             self._metrics["train"]["critic/explained_variance"].append(1 - (left / spread).item())
         batch |= {"advantages": advantages, "values": values, "returns": returns, "value_mask": mask}
 
-    def _criticise(self, seen: Watched, inputs: dict[str, Any]) -> None:
+    def _criticise(self, inputs: dict[str, Any]) -> None:
         """Backward pass of the critic's loss; it reaches the critic's parameters alone."""
-        assert self.critic is not None
-        # the state before a completion token is that of the token before it
-        states = seen.states
-        if states.size(1) > 1:
-            states = states[:, -inputs["completion_ids"].size(1) - 1 : -1]
+        assert self.critic is not None and self._states is not None
         mask = inputs["value_mask"]
-        total = value_loss(self.critic(states), inputs["values"], inputs["returns"], mask, self.ppo.clip_value)
+        total = value_loss(self.critic(self._states), inputs["values"], inputs["returns"], mask, self.ppo.clip_value)
         loss = total / self._tokens_of_step(inputs)
         if loss.isfinite():
             loss.backward()

@@ -62,7 +62,8 @@ def test_lambda_zero_equals_grpo_trainer_to_the_last_bit(policy, tmp_path, field
         )
     )
     for rows in (False, True):  # ℓ that is only watched must change nothing
-        mine = trained(ours(policy, tmp_path / f"b{rows}", args=fields, rows=rows, probe_every=1))
+        plain = {"probe_every": 1, "encode_prompts_once": False}
+        mine = trained(ours(policy, tmp_path / f"b{rows}", args=fields, rows=rows, **plain))
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     start = AutoModelForCausalLM.from_pretrained(policy)
     assert any(not torch.equal(p, theirs[n]) for n, p in start.named_parameters()), "the runs learned nothing"
@@ -78,6 +79,18 @@ def test_the_entropy_bonus_of_a_whole_batch_is_that_of_grpo_trainer(policy, tmp_
     for name in theirs:
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-6)
     assert any(not torch.allclose(mine[name], without[name], rtol=1e-2) for name in mine)
+
+
+@pytest.mark.parametrize("fields", [{}, {"beta": 0.1}, {"gradient_accumulation_steps": 2}, {"temperature": 0.5}])
+def test_encoding_prompts_once_changes_nothing_but_rounding(policy, tmp_path, fields):
+    fields = {**fields, "entropy_coef": 0.1}
+    theirs, mine = (
+        first_gradient(ours(policy, tmp_path / str(once), args=fields, encode_prompts_once=once))
+        for once in (False, True)
+    )
+    assert any(not torch.equal(mine[name], theirs[name]) for name in theirs), "another way through the policy"
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 class _Gradients(TrainerCallback):

@@ -72,6 +72,7 @@ def test_what_reward_functions_are_told_and_how_a_checkpoint_is_saved():
 def test_what_a_bad_step_is_described_by():
     names = parameters(GRPOTrainer._get_per_token_logps_and_entropies)
     assert names[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"], "rlobj.bad_steps"
+    assert {"batch_size", "compute_entropy"} <= set(names), "ObjectiveTrainer._get_per_token_logps_and_entropies"
     assert '_logs["rewards"]' in inspect.getsource(GRPOTrainer._generate_and_score_completions), "rewards of each row"
 
 
