@@ -9,6 +9,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Returns:
-        exit status: 0 done; 2 an error of the user's, told in a line or two; 130 interrupted; 141 nobody reads on.
+        exit status: 0 done; 1 another process of the launch failed; 2 an error of the user's, told in a line or two;
+        130 interrupted; 141 nobody reads on.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -75,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
         return 141
     except Exception as error:
+        if _is_of_another_process(error):
+            print("error: another process of this launch failed, or was late: what it said tells why", file=sys.stderr)
+            return 1
         advice = advice_on(error)
         if os.environ.get("RLOBJ_DEBUG") == "1" or not (advice or _is_the_users(error)):
             raise
@@ -113,6 +118,13 @@ def _is_the_users(error: Exception) -> bool:
     return ours or isinstance(error, ValueError | OSError)
 
 
+def _is_of_another_process(error: Exception) -> bool:
+    """What gloo and NCCL raise in the processes that are left when one fails, dies, or does not come."""
+    lost = "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL"
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RLOBJ_DEBUG") != "1"
+    return several and isinstance(error, RuntimeError) and any(words in str(error) for words in lost)
+
+
 def _be_calm() -> None:
     """Silence what libraries say of their own insides: a reader can do nothing about it."""
     for name, value in CALM.items():
@@ -121,8 +133,12 @@ def _be_calm() -> None:
         warnings.filterwarnings("ignore", module=rf"({'|'.join(LIBRARIES)})(\.|$)")
 
 
-def share_the_cpu() -> None:
-    """Let several processes without an accelerator train together: unasked, Accelerate lets each train alone."""
+def share_the_cpu(timeout: float = 1800.0) -> None:
+    """Let several processes without an accelerator train together: unasked, Accelerate lets each train alone.
+
+    Args:
+        timeout: seconds that a process waits for the others before it fails, transformers' `ddp_timeout`.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         import torch
 
@@ -130,7 +146,7 @@ def share_the_cpu() -> None:
             from accelerate import PartialState
 
             os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # trainers look here,
-            PartialState(cpu=True)  # and all else here
+            PartialState(cpu=True, timeout=timedelta(seconds=timeout))  # and all else here
     elif os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ:
         # what `accelerate launch --cpu` leaves when it was asked for several processes and has no MPI to start them
         print(
@@ -163,7 +179,7 @@ def _run(arguments: list[str]) -> None:
 
     _be_calm()
     validate(config)
-    share_the_cpu()
+    share_the_cpu(config.training.trl.get("ddp_timeout", 1800.0))
     from rlobj.pipeline import run
 
     run(config)

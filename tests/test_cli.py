@@ -144,6 +144,19 @@ def test_a_failed_run_keeps_its_traceback_unless_the_user_can_mend_it(
         main(RUN)
 
 
+def test_the_processes_that_are_left_say_that_another_failed(
+    pipeline: types.SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.result = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:6565")
+    with pytest.raises(RuntimeError):
+        main(RUN)  # there is no other
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    monkeypatch.setattr("rlobj.cli.share_the_cpu", lambda timeout: None)
+    assert main(RUN) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "another process of this launch failed" in line
+
+
 def test_an_interrupted_run_says_how_to_go_on(
     pipeline: types.SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
