@@ -163,6 +163,11 @@ class _Run:
     def begin(self, stages: Sequence[Stage]) -> None:
         if self.trains_reward and (self.config.data.preferences or self.config.data.rated):
             self._reward_rows()  # what is wrong with a file is told before anything is trained
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not all(stage.done for stage in self.reward_stages()):
+            raise ValueError(
+                "rlobj trains no reward model with FSDP: begin with `rlobj reward RECIPE` and the same settings, without "
+                "FSDP; this launch goes on from there"
+            )
         check_half_done(stages, self.config.on_change, self.processes)
         if not all(stage.done for stage in stages):
             require_free_space(self.directory, _bytes_needed(self.config.policy, len(stages)))
@@ -490,10 +495,10 @@ class _Run:
             trainer.exact_resume = config.on_change != "continue"
             trainer.train(resume_from_checkpoint=self._resume(stage))
             self._stop_if_asked()
+            if config.policy.peft is not None:
+                trainer.model = merged(trainer.accelerator.unwrap_model(trainer.model))
+            trainer.save_model(str(directory))  # by all: FSDP gathers what the main process writes
             if self.main:
-                if config.policy.peft is not None:
-                    trainer.model = merged(trainer.accelerator.unwrap_model(trainer.model))
-                trainer.save_model(str(directory))
                 (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle: config.yaml says it all
             return {"history": trainer.state.log_history, "warnings": trainer.alarms.told}
 

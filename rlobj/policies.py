@@ -170,13 +170,22 @@ def _load(auto_class: Any, path: str | os.PathLike[str], new_head: bool = False,
     return model
 
 
-def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write weights (safetensors), configuration and tokenizer; the directory loads with `from_pretrained`."""
+def save_policy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write weights (safetensors), configuration and tokenizer; the directory loads with `from_pretrained`.
+
+    Args:
+        weights: in place of the model's own, which may be split over processes.
+    """
     if model.can_generate():
         model.generation_config = GenerationConfig(
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
         )
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, state_dict=weights)
     tokenizer.save_pretrained(directory)
 
 

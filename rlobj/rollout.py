@@ -35,6 +35,7 @@ from rlobj.chat_format import ChatFormat, Message
 from rlobj.critic import Critic, Watched, watching
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 from rlobj.reward_watch import RewardWatch, keeping_what_is_trained, told_by
+from rlobj.sharding import whole_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,7 +436,7 @@ class EnvironmentRollout:
         return self._vectors[n]
 
     def __call__(self, prompts: list[list[dict[str, Any]]], trainer: Any) -> dict[str, Any]:
-        with keeping_what_is_trained(trainer):
+        with keeping_what_is_trained(trainer), whole_parameters(trainer):
             return self._play([episode_seed(prompt) for prompt in prompts], trainer)
 
     def _play(self, seeds: list[int], trainer: Any) -> dict[str, Any]:

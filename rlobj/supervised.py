@@ -197,8 +197,9 @@ def warm_start(
     quiet(trainer)
     track(trainer)
     trainer.train(resume_from_checkpoint=resume)
+    whole = trainer.accelerator.get_state_dict(trainer.model)  # gathered by all, where FSDP splits it
     if trainer.accelerator.is_main_process:
-        save_policy(policy, tokenizer, directory)
+        save_policy(policy, tokenizer, directory, whole)
     trainer.accelerator.wait_for_everyone()
     return list(trainer.state.log_history)
 

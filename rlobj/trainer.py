@@ -53,6 +53,7 @@ from rlobj.objective import GradientBalance, gradient_balance, objective, surger
 from rlobj.policies import load_causal, take_out_dropout
 from rlobj.rollout import EnvironmentRollout, Rollouts, Sampling, episode_prompt, episode_return, factory_of
 from rlobj.schedules import checked_lambda
+from rlobj.sharding import is_split
 from rlobj.steering import Steering
 from rlobj.stream import Source, SupervisedStream
 from rlobj.supervised import SupervisedRow, TokenWeights, supervised_loss_sum, supervised_losses
@@ -213,6 +214,8 @@ class ObjectiveTrainer(GRPOTrainer):
         args.beta = beta
         if not dropout:
             take_out_dropout(self.model)
+        self.is_split = is_split(self)
+        self._check_split()
         if isinstance(self.reference, PreTrainedModel):
             self.reference.to(self.accelerator.device)
         elif measures:
@@ -318,6 +321,23 @@ class ObjectiveTrainer(GRPOTrainer):
         sharded = args.distributed_state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         wanted = args.beta > 0 and self.kl_in == "loss" and isinstance(model, PreTrainedModel)
         return wanted and (is_one_token_policy(model) or not (sharded or args.sync_ref_model))
+
+    def _check_split(self) -> None:
+        parts = self.accelerator.num_processes * self.args.gradient_accumulation_steps
+        if self.is_split and self.surgery != "none":
+            raise ValueError(
+                f"surgery is {self.surgery!r}, and FSDP splits the gradients that it compares: set it to none"
+            )
+        if self.is_split and self.critic is not None:
+            raise ValueError(
+                "estimator is ppo: FSDP takes an optimiser of the policy's parameters alone, not of the critic's; "
+                "take another estimator, or launch without FSDP"
+            )
+        if self.is_split and self.stream is not None and self.stream.batch_size < parts:
+            raise ValueError(
+                f"supervised_batch_size is {self.stream.batch_size} for {parts} parts (processes × accumulation): "
+                "expected at least one row for each, since with FSDP all must take the same forward passes"
+            )
 
     # The formula ------------------------------------------------------------------------------------------------
 
@@ -552,7 +572,7 @@ class ObjectiveTrainer(GRPOTrainer):
     # What is measured ---------------------------------------------------------------------------------------------
 
     def _is_probed(self, lambda_sup: float) -> bool:
-        if self.stream is None:
+        if self.stream is None or self.is_split:
             return False
         step = self.state.global_step
         if self.surgery != "none" and lambda_sup > 0:

@@ -9,13 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
 from datasets import Dataset
 from small import fixed_reward, fixed_rollout, small_args, small_policy, small_prompts, small_rows, zero_reward
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOTrainer, SFTConfig, SFTTrainer
+from trl.import_utils import is_vllm_available
 
+import envs  # noqa: F401
 from rlobj.callbacks import TrainingDiverged
 from rlobj.policies import load_tokenizer
 from rlobj.stream import SupervisedStream
@@ -291,6 +294,49 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(policy, tmp_pat
     with pytest.raises(TrainingDiverged, match="2 steps in a row"):
         trainer.train()
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+
+
+def played(policy, tmp_path, **fields):
+    """A trainer of episodes that are played, from the same seeds."""
+    tokenizer = load_tokenizer(policy)
+    env = gymnasium.make("rlobj/CustomerService-v0", disable_env_checker=True)
+    return ObjectiveTrainer(
+        AutoModelForCausalLM.from_pretrained(policy), args=small_args(tmp_path, **fields), processing_class=tokenizer,
+        env=env, reward=lambda prompts, completions, **_: [float(len(c[0]["content"])) for c in completions],
+        supervised=small_rows(tokenizer), lambda_sup=0.5, max_length=128,
+    )  # fmt: skip
+
+
+def test_gradient_checkpointing_changes_no_gradient(policy, tmp_path):
+    """Episodes are played with a cache, and learned from without one."""
+    ends = []
+    for checkpointing in (False, True):
+        fields = {"gradient_checkpointing": checkpointing, "optim": "sgd", "max_steps": 2}
+        trainer = played(policy, tmp_path / str(checkpointing), **fields)
+        trainer.train()
+        assert trainer.model.is_gradient_checkpointing == checkpointing
+        ends.append(trainer.model.state_dict())
+    for name, weights in ends[0].items():
+        torch.testing.assert_close(weights, ends[1][name], rtol=1e-5, atol=1e-7)
+
+
+def test_bfloat16_moves_float32_weights(policy, tmp_path):
+    before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
+    plain, half = played(policy, tmp_path / "plain"), played(policy, tmp_path / "half", bf16=True)
+    for trainer in (plain, half):
+        trainer.train()
+    losses = [[log["objective/ell"] for log in t.state.log_history if "objective/ell" in log] for t in (plain, half)]
+    assert losses[0][0] != losses[1][0] and losses[0][0] == pytest.approx(losses[1][0], rel=1e-2)
+    for name, weights in half.model.state_dict().items():
+        assert weights.dtype == torch.float32 and weights.isfinite().all() and not torch.equal(weights, before[name])
+
+
+def test_vllm_is_trls_affair_and_generates_no_episodes(policy, tmp_path):
+    with pytest.raises(ValueError, match="rlobj plays the episodes of env itself; vLLM generates where reward_funcs"):
+        played(policy, tmp_path, use_vllm=True)
+    if not is_vllm_available():
+        with pytest.raises(ImportError, match="vLLM is not available"):
+            ours(policy, tmp_path, args={"use_vllm": True})
 
 
 def test_two_processes_give_the_gradient_of_one(policy, tmp_path):

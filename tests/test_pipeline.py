@@ -326,6 +326,13 @@ def test_what_trl_refuses_is_refused_before_anything_is_trained(tmp_path):
     assert not (tmp_path / "customer-service" / "warm_start").exists()
 
 
+def test_a_reward_model_is_trained_without_fsdp(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="begin with `rlobj reward RECIPE`"):
+        small_run("customer-service", tmp_path)
+    assert not list(tmp_path.glob("*/*"))
+
+
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path

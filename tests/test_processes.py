@@ -9,19 +9,27 @@ import time
 from pathlib import Path
 
 import pytest
-from small import small_policy
+import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from safetensors.torch import load_file
+from small import fixed_reward, fixed_rollout, small_args, small_policy, small_prompts, small_rows
 
+import rlobj
 from rlobj.checkpoints import newest_whole_checkpoint
+from rlobj.pipeline import load_summary
+from rlobj.policies import load_tokenizer
+from rlobj.trainer import ObjectiveTrainer
 
 HERE = Path(__file__).parent
 
 
-def launched(script: str, *arguments: object, timeout: float) -> subprocess.CompletedProcess[str]:
+def launched(script: str, *arguments: object, timeout: float, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script of this folder in two processes of one training."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
         [*launch, str(HERE / script), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "OMP_NUM_THREADS": "1"} | environment,
         capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
 
@@ -41,3 +49,64 @@ def test_one_process_fails_and_no_other_waits_for_ever(tmp_path, how, raised_by_
     when = float(done.stdout.split("failing at ")[1].split()[0])
     assert time.monotonic() - when < 60 and began < when
     assert newest_whole_checkpoint(tmp_path / "out")[0] == tmp_path / "out/checkpoint-2", "what was trained is kept"
+
+
+LAUNCH = Path(rlobj.__file__).parent / "launch"
+
+
+def environment_of(name: str) -> dict[str, str]:
+    """What `accelerate launch` tells its processes by a file of rlobj/launch."""
+    parser = launch_command_parser()
+    given, *_ = _validate_launch_command(
+        parser.parse_args(["--config_file", str(LAUNCH / name), "-m", "rlobj", "run", "customer-service"])
+    )
+    assert given.num_processes == 2 and given.mixed_precision == "no"
+    if given.use_deepspeed:
+        given.deepspeed_fields_from_accelerate_config = ""
+        return prepare_deepspeed_cmd_env(given)[1]
+    return prepare_multi_gpu_env(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gpus.yaml", {}),
+        ("fsdp.yaml", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}),
+        ("deepspeed.yaml", {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
+    ],
+)
+def test_accelerate_reads_the_launch_files(name, told):
+    environment = environment_of(name)
+    assert {key: environment.get(key) for key in told} == told
+    strangers = {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} - told.keys()
+    assert not any(environment.get(key) == "true" for key in strangers)
+    assert {path.name for path in LAUNCH.iterdir()} == {"gpus.yaml", "fsdp.yaml", "deepspeed.yaml"}
+
+
+@pytest.mark.slow
+def test_split_parameters_learn_what_whole_ones_do(tmp_path):
+    """FSDP, with ℓ and a resume; and episodes that each process plays at a length of its own."""
+    directory = small_policy(tmp_path / "policy")
+    told = {key: value for key, value in environment_of("fsdp.yaml").items() if "FSDP" in key}
+    done = launched("split_parameters.py", directory, tmp_path, timeout=300, **told)
+    assert done.returncode == 0, done.stderr[-3000:]
+    turns = {line[8]: line.partition(": ")[2] for line in done.stdout.splitlines() if "turns in 2 steps" in line}
+    assert turns["0"].startswith("[2, 2]") and not turns["1"].startswith("[2, 2]"), "not the same forward passes"
+    for words in ("estimator is ppo: FSDP", "surgery is 'pcgrad', and FSDP", "supervised_batch_size is 1 for 2 parts"):
+        assert done.stdout.count(words) == 2
+
+    assert load_summary(tmp_path / "customer-service")[1]["name"] == "λ = 0.3", "a whole run, of a recipe"
+    args = small_args(tmp_path / "one", per_device_train_batch_size=16, max_steps=2, optim="sgd",
+                      optim_args="momentum=0.9")  # fmt: skip
+    tokenizer = load_tokenizer(directory)
+    one = ObjectiveTrainer(
+        str(directory), fixed_reward, args, small_prompts(), rollout_func=fixed_rollout, processing_class=tokenizer,
+        supervised=small_rows(tokenizer), supervised_batch_size=7, lambda_sup=0.7,
+    )  # fmt: skip
+    before = load_file(directory / "model.safetensors")
+    one.train()
+    split, again = (load_file(tmp_path / f"fixed-{name}" / "model.safetensors") for name in ("end", "again"))
+    for name, weights in split.items():
+        assert torch.equal(weights, again[name]), "a resume is exact"
+        torch.testing.assert_close(weights, one.model.state_dict()[name], rtol=1e-4, atol=1e-6)
+        assert not torch.equal(weights, before[name])
