@@ -2,9 +2,9 @@
 
 python benchmarks/rl_step.py [--turns 7] [--profile]
 
-Both get the same model, prompts, group size, completion lengths, reward and dtype, and two threads; they take turns. The
-peer has its best settings on a CPU: no gradient checkpointing, no continuous batching. The policy has random weights,
-which cost as much as trained ones and almost never end a reply before its last token.
+Both get the same model, prompts, group size, completion lengths, reward and dtype, and two threads; they take turns.
+The peer has its best settings on a CPU: no gradient checkpointing, no continuous batching. The policy has random
+weights, which cost as much as trained ones and almost never end a reply before its last token.
 """
 
 from __future__ import annotations

@@ -165,8 +165,8 @@ class _Run:
             self._reward_rows()  # what is wrong with a file is told before anything is trained
         if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not all(stage.done for stage in self.reward_stages()):
             raise ValueError(
-                "rlobj trains no reward model with FSDP: begin with `rlobj reward RECIPE` and the same settings, without "
-                "FSDP; this launch goes on from there"
+                "rlobj trains no reward model with FSDP: begin with `rlobj reward RECIPE` and the same settings, "
+                "without FSDP; this launch goes on from there"
             )
         check_half_done(stages, self.config.on_change, self.processes)
         if not all(stage.done for stage in stages):

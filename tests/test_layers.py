@@ -16,8 +16,8 @@ HOME = Path(__file__).parents[1]
 LAYERS = {
     "0 pure": ("_origin", "chat_format", "intervals", "objective", "runs", "schedules", "spelling", "stream"),
     "1 parts": (
-        "adapters", "alarms", "callbacks", "checkpoints", "config", "controllers", "critic", "data", "drift",
-        "encoder_policy", "estimators", "lambdas", "pictures", "policies", "progress", "recipes", "sharding",
+        "adapters", "alarms", "callbacks", "checkpoints", "completions", "config", "controllers", "critic", "data",
+        "drift", "encoder_policy", "estimators", "lambdas", "pictures", "policies", "progress", "recipes", "sharding",
         "steering", "tracking", "trl_fields", "try_reward", "validation",
     ),
     "2 loops": ("bad_steps", "evaluation", "kl", "model_user", "reward_watch", "rollout", "supervised", "trainer"),
