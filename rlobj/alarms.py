@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -154,23 +153,3 @@ class GamedReward:
             self.best = (step, now, earned)
         at, best, then = self.best
         return (at, best, now) if best - now >= FALLEN and earned > then else None
-
-
-def reply_shares(
-    completion_ids: Sequence[Sequence[int]], policy_masks: Sequence[Sequence[int]], end_id: int
-) -> dict[str, float]:
-    """Of the policy's replies in these episodes, the shares that did not come to their end, and that were nothing else.
-
-    Args:
-        completion_ids, policy_masks: of each episode, (T,); where the mask is 1 the policy wrote, and a reply is what
-            stands between others' tokens.
-    """
-    replies = []
-    for ids, mask in zip(completion_ids, policy_masks, strict=True):
-        pairs = zip(ids, mask, strict=True)
-        replies += [[id for id, _ in run] for wrote, run in groupby(pairs, key=lambda pair: pair[1]) if wrote]
-    n = max(len(replies), 1)
-    return {
-        "replies/truncated": sum(reply[-1] != end_id for reply in replies) / n,
-        "replies/empty": sum(reply == [end_id] for reply in replies) / n,
-    }

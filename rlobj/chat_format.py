@@ -99,8 +99,12 @@ class ChatFormat:
         return self._continuations[key]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that the policy wrote, without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        """The text that the policy wrote, without special tokens and the space around it."""
+        return self.verbatim(ids).strip()
+
+    def verbatim(self, ids: Sequence[int]) -> str:
+        """The text that the policy wrote, as it stands, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def encode(self, messages: Sequence[Message], max_length: int | None = None) -> EncodedDialogue:
         """A whole dialogue with labels on the assistant's tokens.

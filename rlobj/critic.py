@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,21 @@ def trunk(policy: Any) -> nn.Module:
     inner = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     below: nn.Module = inner.base_model
     return below
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A critic, if there is one, on the states of the policy's latest forward pass."""
+
+    critic: Critic | None
+    seen: Watched
+
+    def values(self, rows: int) -> list[float]:
+        """Value of the last state of each row; 0.0 where there is no critic."""
+        if self.critic is None:
+            return [0.0] * rows
+        values: list[float] = self.critic(self.seen.states[:, -1].float()).tolist()
+        return values
 
 
 class CriticKeeper(TrainerCallback):

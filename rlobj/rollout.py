@@ -1,18 +1,15 @@
-"""Episodes of a vector environment, played by a policy, as token trajectories.
+"""Episodes of a vector environment, played by a policy, as token trajectories: alone, or for TRL's trainer.
 
-The key-value cache lives on between turns: every token passes through the policy once. Replies are kept as the ids
-that were sampled; only the environment's messages are encoded, when they arrive.
+Replies are kept as the ids that were sampled; only the environment's messages are encoded, when they arrive.
 
-Legend: B episodes still running, T tokens in the cache, V vocabulary.
+Legend: B episodes, A actions.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,98 +18,22 @@ import torch
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.wrappers import TimeLimit
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from envs.adapters import as_text_env
-from envs.core import Episode, TextEnv
+from envs.core import TextEnv
 from envs.rewards import Failure, OnError
 from envs.vector import TextVectorEnv
 from reward_models.calling import as_reward
 from reward_models.trained import as_plain_text
-from rlobj.alarms import reply_shares
 from rlobj.chat_format import ChatFormat, Message
-from rlobj.critic import Critic, Watched, watching
+from rlobj.critic import Critic, Judge, Watched, watching
+from rlobj.dialogue_play import DialoguePlay
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 from rlobj.reward_watch import RewardWatch, keeping_what_is_trained, told_by
+from rlobj.sampling import Sampling, draw
 from rlobj.sharding import whole_parameters
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a reply is drawn from the policy."""
-
-    max_reply_tokens: int = 64
-    """Longest reply, in tokens, its end token included. A longer one is cut there."""
-    max_length: int = 512
-    """Longest dialogue, in tokens. An episode that would grow past it is cut short (truncated, not terminated); opening
-    messages that leave no room for a reply of `max_reply_tokens` keep their end, as labelled dialogues do."""
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float | None = None
-
-    def warpers(self) -> LogitsProcessorList:
-        """The library's own logits warpers, in the order of `generate`."""
-        warpers = LogitsProcessorList()
-        if self.temperature != 1.0:
-            warpers.append(TemperatureLogitsWarper(self.temperature))
-        if self.top_k:
-            warpers.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0:
-            warpers.append(TopPLogitsWarper(self.top_p))
-        if self.min_p is not None:
-            warpers.append(MinPLogitsWarper(self.min_p))
-        return warpers
-
-
-@dataclass(slots=True)
-class Trajectory:
-    """One episode as tokens. The four lists over completion tokens have equal length."""
-
-    prompt_ids: list[int]
-    completion_ids: list[int] = field(default_factory=list)
-    policy_mask: list[int] = field(default_factory=list)
-    """1 where the policy wrote the token, 0 where the environment did."""
-    logps: list[float] = field(default_factory=list)
-    """log π(token) when it was sampled; 0.0 at environment tokens."""
-    rewards: list[float] = field(default_factory=list)
-    """What was earned by each token: a turn's reward at the turn's last token, the episode's at the last of all."""
-    values: list[float] = field(default_factory=list)
-    """The critic's value before each token; 0.0 at environment tokens, and where there is no critic."""
-    bootstrap: float = 0.0
-    """The critic's value behind the last token of an episode that was cut short; 0.0 where it ended."""
-    prompt_was_cut: bool = False
-    """Whether the opening messages were too long, and lost their beginning."""
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
-
-    def append_policy(self, token: int, logp: float, value: float = 0.0) -> None:
-        self.completion_ids.append(token)
-        self.policy_mask.append(1)
-        self.logps.append(logp)
-        self.rewards.append(0.0)
-        self.values.append(value)
-
-    def append_environment(self, ids: Sequence[int]) -> None:
-        self.completion_ids += ids
-        self.policy_mask += [0] * len(ids)
-        self.logps += [0.0] * len(ids)
-        self.rewards += [0.0] * len(ids)
-        self.values += [0.0] * len(ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Rollouts:
-    """What a batch of episodes gave, in the order of its seeds."""
-
-    trajectories: list[Trajectory]
-    episodes: list[Episode]
-    returns: list[float]
-    """Undiscounted return of each episode, the sum of its rewards; nan where the reward function gave none."""
-    failures: list[Failure] = field(default_factory=list)
-    """What went wrong with the reward, where that does not stop."""
+from rlobj.trajectories import Rollouts, Trajectory, episode_shares, reply_shares
 
 
 def episode_prompt(seed: int, messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -186,32 +107,17 @@ def play(
     policy.eval()
     try:
         with watching(policy) if critic is not None else nullcontext(Watched()) as seen:
-            judge = _Judge(critic, seen)
+            judge = Judge(critic, seen)
             if is_one_token_policy(policy):
                 trajectories = _play_labels(policy, tokenizer, environments, seeds, sampling, judge)
             else:
-                trajectories = _CausalPlay(policy, ChatFormat(tokenizer), environments, sampling, judge).run(seeds)
+                trajectories = DialoguePlay(policy, ChatFormat(tokenizer), environments, sampling, judge).run(seeds)
     finally:
         policy.train(was_training)
     scores = environments.final_scores({"completion_ids": [t.completion_ids for t in trajectories], **(context or {})})
     for trajectory, reward in zip(trajectories, scores.values, strict=True):
         trajectory.rewards[-1] += reward
-    return Rollouts(trajectories, environments.episodes, [sum(t.rewards) for t in trajectories], scores.failures)
-
-
-@dataclass(frozen=True, slots=True)
-class _Judge:
-    """A critic, if there is one, on the states of the policy's latest forward pass."""
-
-    critic: Critic | None
-    seen: Watched
-
-    def values(self, rows: int) -> list[float]:
-        """Value of the last state of each row."""
-        if self.critic is None:
-            return [0.0] * rows
-        values: list[float] = self.critic(self.seen.states[:, -1].float()).tolist()
-        return values
+    return Rollouts(trajectories, environments.episodes, [t.total_reward for t in trajectories], scores.failures)
 
 
 def returns_of_all_actions(
@@ -229,13 +135,6 @@ def returns_of_all_actions(
     scores = environments.final_scores()
     totals = [results[i].reward + reward for i, reward in enumerate(scores.values)]
     return [totals[i : i + actions] for i in range(0, len(totals), actions)], scores.failures
-
-
-def _sample(logits: Tensor, warpers: LogitsProcessorList) -> tuple[Tensor, Tensor]:
-    """Draw one token per row of logits (B, V); return ids (B,) and their log-probabilities (B,)."""
-    logps = torch.log_softmax(warpers(torch.empty(0, dtype=torch.long), logits.float()), dim=-1)
-    ids = torch.multinomial(logps.exp(), 1)
-    return ids.squeeze(1), logps.gather(1, ids).squeeze(1)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -259,135 +158,24 @@ def _play_labels(
     environments: TextVectorEnv,
     seeds: Sequence[int],
     sampling: Sampling,
-    judge: _Judge,
+    judge: Judge,
 ) -> list[Trajectory]:
     observations, _ = environments.reset(seed=list(seeds))
     limit = min(sampling.max_length, policy.config.max_position_embeddings)
     trajectories = [Trajectory(encode_text(tokenizer, messages, limit)) for messages in observations]
     ids, mask = _padded([t.prompt_ids for t in trajectories], tokenizer.pad_token_id, policy.device)
-    actions, logps = _sample(action_logits(policy, ids, mask), sampling.warpers())
+    scores = sampling.processors()(ids, action_logits(policy, ids, mask).float())
+    chances = torch.rand(len(seeds), dtype=torch.float64).to(scores.device)
+    actions, logps = draw(scores, chances)
     values = judge.values(len(trajectories))
     for trajectory, action, logp, value in zip(trajectories, actions.tolist(), logps.tolist(), values, strict=True):
-        trajectory.append_policy(action, logp, value)
+        trajectory.append_policy([action], [logp], [value])
     results = environments.act(dict(enumerate(actions.tolist())))
     for index, result in results.items():
         trajectories[index].rewards[-1] = result.reward
     if not all(result.terminated or result.truncated for result in results.values()):
         raise ValueError("an encoder policy acts once per episode: this environment asked for a second action")
     return trajectories
-
-
-class _CausalPlay:
-    """The state of one batch of dialogues: the cache and who is still talking."""
-
-    def __init__(
-        self,
-        policy: PreTrainedModel,
-        chat: ChatFormat,
-        environments: TextVectorEnv,
-        sampling: Sampling,
-        judge: _Judge,
-    ) -> None:
-        self.policy, self.chat, self.environments, self.sampling = policy, chat, environments, sampling
-        self.judge = judge
-        self.pad_id: int = chat.tokenizer.pad_token_id
-        self.warpers = sampling.warpers()
-        self.cache = DynamicCache(config=policy.config)
-        self.mask = torch.zeros(0, 0, dtype=torch.long, device=policy.device)  # (B, T): 1 where a row has a token
-
-    def run(self, seeds: Sequence[int]) -> list[Trajectory]:
-        observations, _ = self.environments.reset(seed=list(seeds))
-        trajectories = [self._opening(messages) for messages in observations]
-        self.mask = torch.zeros(len(seeds), 0, dtype=torch.long, device=self.policy.device)
-        running = list(range(len(seeds)))
-        incoming: list[list[int]] = [list(t.prompt_ids) for t in trajectories]
-        while running:
-            replies = self._reply([trajectories[i] for i in running], incoming)
-            results = self.environments.act(dict(zip(running, replies, strict=True)))
-            keep: list[int] = []
-            incoming = []
-            cut_short: dict[int, list[int]] = {}
-            for row, i in enumerate(running):
-                result = results[i]
-                trajectories[i].rewards[-1] = result.reward
-                if result.terminated:
-                    continue
-                ids = self._answer(trajectories[i], result.new_messages)
-                full = len(trajectories[i]) + len(ids) + 1 >= self.sampling.max_length
-                if full or result.truncated:
-                    cut_short[row] = [trajectories[i].completion_ids[-1], *([] if full else ids)]
-                    if not result.truncated:
-                        self.environments.truncate(i)
-                    continue
-                trajectories[i].append_environment(ids)
-                keep.append(row)
-                # a cut reply's closing token and the last sampled one have not been through the policy yet
-                incoming.append([trajectories[i].completion_ids[-len(ids) - 1], *ids])
-            if cut_short and self.judge.critic is not None:
-                for row, value in zip(cut_short, self._values_behind(cut_short), strict=True):
-                    trajectories[running[row]].bootstrap = value
-            self._keep(keep)
-            running = [running[row] for row in keep]
-        return trajectories
-
-    def _opening(self, messages: Sequence[Message]) -> Trajectory:
-        ids = self.chat.prompt_ids(messages)
-        room = max(self.sampling.max_length - self.sampling.max_reply_tokens, 1)
-        return Trajectory(ids[-room:], prompt_was_cut=len(ids) > room)
-
-    def _answer(self, trajectory: Trajectory, messages: Sequence[Message]) -> list[int]:
-        """What the environment appends; it also closes a reply that was cut before its end token."""
-        cut = trajectory.completion_ids[-1] != self.chat.end_id
-        return [*([self.chat.end_id] if cut else []), *self.chat.continuation_ids(messages)]
-
-    def _keep(self, rows: list[int]) -> None:
-        if rows and len(rows) < self.mask.size(0):
-            index = torch.tensor(rows, device=self.mask.device)
-            self.cache.batch_select_indices(index)
-            self.mask = self.mask[index]
-
-    def _values_behind(self, rows: dict[int, list[int]]) -> list[float]:
-        """The critic's values once rows have read the ids that are given for each; the cache stays as it was."""
-        kept = self.cache, self.mask
-        self.cache = copy.deepcopy(self.cache)
-        self._keep(list(rows))
-        self._forward(*_padded(list(rows.values()), self.pad_id, self.policy.device))
-        self.cache, self.mask = kept
-        return self.judge.values(len(rows))
-
-    def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Append (B, S) tokens to the cache; logits after the last of them, (B, V)."""
-        positions = (self.mask.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
-        self.mask = torch.cat([self.mask, mask], dim=1)
-        output = self.policy(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1]
-
-    def _reply(self, trajectories: list[Trajectory], incoming: list[list[int]]) -> list[str]:
-        """Sample one reply for every row; each row's tokens go onto its trajectory."""
-        starts = [len(t.completion_ids) for t in trajectories]
-        room = [min(self.sampling.max_reply_tokens, self.sampling.max_length - len(t)) for t in trajectories]
-        logits = self._forward(*_padded(incoming, self.pad_id, self.policy.device))
-        open_rows = [True] * len(trajectories)
-        for step in range(max(room)):
-            ids, logps = _sample(logits, self.warpers)
-            values = self.judge.values(len(trajectories))
-            for row, (token, logp) in enumerate(zip(ids.tolist(), logps.tolist(), strict=True)):
-                if open_rows[row]:
-                    trajectories[row].append_policy(token, logp, values[row])
-                    open_rows[row] = token != self.chat.end_id and step + 1 < room[row]
-            if not any(open_rows):
-                break
-            # closed rows wait behind a masked pad; the last token of a reply goes in with what answers it
-            alive = torch.tensor([[int(is_open)] for is_open in open_rows], device=ids.device)
-            logits = self._forward(torch.where(alive.bool(), ids[:, None], self.pad_id), alive)
-        return [self.chat.decode(t.completion_ids[s:]) for t, s in zip(trajectories, starts, strict=True)]
 
 
 @runtime_checkable
@@ -458,13 +246,10 @@ class EnvironmentRollout:
             self._watch.report(returns, failures, trainer._log_metric)
         if isinstance(trainer, LooksAtRollouts):
             trainer.look_at(rollouts)
-        cut = sum(t.prompt_was_cut for t in rollouts.trajectories)
-        if cut:
-            trainer._log_metric("prompts/cut", cut / len(seeds))
         if not is_one_token_policy(trainer.accelerator.unwrap_model(trainer.model)):
             end_id = ChatFormat(trainer.processing_class).end_id
-            ids, masks = zip(*((t.completion_ids, t.policy_mask) for t in rollouts.trajectories), strict=True)
-            for name, share in reply_shares(ids, masks, end_id).items():
+            shares = reply_shares(rollouts.trajectories, end_id) | episode_shares(rollouts.trajectories)
+            for name, share in shares.items():
                 trainer._log_metric(name, share)
         return {
             **extra,

@@ -15,10 +15,11 @@ import torch
 from small import fixed_rollout, small_args, small_policy, small_prompts, small_rows
 
 import envs  # noqa: F401
-from rlobj.alarms import PATIENCE, Alarms, reply_shares
+from rlobj.alarms import PATIENCE, Alarms
 from rlobj.callbacks import FiniteGuard, TrainingDiverged
 from rlobj.policies import load_causal, load_tokenizer
 from rlobj.trainer import ObjectiveTrainer
+from rlobj.trajectories import Trajectory, reply_shares
 
 # Losses and gradients that are not finite (FAULTS row 7) ------------------------------------------------------------
 
@@ -138,10 +139,10 @@ def test_each_warning_is_said_once_when_it_lasts(caplog, estimator, change, name
 
 def test_what_is_a_truncated_or_an_empty_reply():
     end = 1
-    ids = [[5, 6, end, 9, 9, 7, 7, 7, 9], [end, 9, end]]
-    masks = [[1, 1, 1, 0, 0, 1, 1, 1, 0], [1, 0, 1]]
-    assert reply_shares(ids, masks, end) == {"replies/truncated": 1 / 4, "replies/empty": 2 / 4}
-    assert reply_shares([], [], end) == {"replies/truncated": 0, "replies/empty": 0}
+    one = Trajectory([2], [5, 6, end, 9, 9, 7, 7, 7, 9], [1, 1, 1, 0, 0, 1, 1, 1, 0], replies_cut=1)
+    other = Trajectory([2], [end, 9, end], [1, 0, 1])
+    assert reply_shares([one, other], end) == {"replies/truncated": 1 / 4, "replies/empty": 2 / 4}
+    assert reply_shares([], end) == {"replies/truncated": 0, "replies/empty": 0}
 
 
 def test_replies_without_an_end_and_rewards_without_a_difference(tmp_path, caplog):
