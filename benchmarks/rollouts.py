@@ -1,4 +1,4 @@
-"""Dialogues of several turns: rollouts whose cache lives on, against the whole history through `generate` at every turn.
+"""Dialogues of several turns: rollouts whose cache lives on, against the whole history through `generate` each turn.
 
 python benchmarks/rollouts.py [--episodes 64] [--turns 5] [--dtype float32]
 

@@ -17,7 +17,7 @@ from envs.core import TextEnv
 from rlobj.chat_format import ChatFormat, Message
 from rlobj.policies import load_causal, load_tokenizer
 from rlobj.recipes import load_recipe
-from rlobj.rollout import Sampling
+from rlobj.sampling import Sampling
 from rlobj.spelling import did_you_mean
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "ObjectiveConfig",
     "PolicyConfig",
     "RewardConfig",
+    "RolloutConfig",
     "RunConfig",
     "TrainingConfig",
     "WarmStartConfig",
@@ -208,6 +209,23 @@ class PPOConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutConfig:
+    """What ends the replies and episodes of a policy that writes, beside training.max_reply_tokens."""
+
+    stop: list[str] = field(default_factory=list)
+    """a reply ends with the token that completes one of these strings, too; they stay part of it"""
+    max_episode_tokens: int | None = None
+    """tokens that the policy may write in one episode; null: as many as fit"""
+    max_turns: int = 1000
+    """replies in one episode"""
+    overflow: Literal["truncate", "drop_oldest", "error"] = "truncate"
+    """the conversation outgrows policy.max_length: cut the episode short; drop the oldest turns and encode the rest
+    again (replies before that are not trained on); or stop"""
+    concurrent: int | None = None
+    """episodes in memory at a time, a new one taking the place of one that has ended; null: all of a step"""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """Reinforcement learning with trl.GRPOTrainer."""
 
@@ -260,6 +278,7 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     seed: int = 0
     """seed of everything random"""
     output_dir: str = "runs"

@@ -21,8 +21,10 @@ from envs.vector import TextVectorEnv
 from reward_models.calling import as_reward
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 from rlobj.intervals import Interval, bootstrap_mean, wilson
-from rlobj.rollout import Rollouts, Sampling, Trajectory, play
+from rlobj.rollout import play
+from rlobj.sampling import Sampling
 from rlobj.supervised import SupervisedRow, supervised_losses
+from rlobj.trajectories import Rollouts, Trajectory
 
 COLUMNS = ("success", "inform", "turns", "classic_return")
 """Columns of an episode that are metrics, where the environment has them."""

@@ -16,7 +16,7 @@ from transformers.trainer_callback import ExportableState
 
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 from rlobj.evaluation import sequence_kl
-from rlobj.rollout import Rollouts, Trajectory
+from rlobj.trajectories import Rollouts, Trajectory
 
 GAIN, MOST_ERROR = 0.1, 0.2
 """Of the controller of β: what Ziegler et al. call K_β, and where the error is cut."""

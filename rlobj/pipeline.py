@@ -43,7 +43,7 @@ from rlobj.pictures import Point
 from rlobj.policies import load_causal, load_encoder, load_tokenizer, make_causal, make_encoder, make_tokenizer
 from rlobj.progress import StopWhenAsked, TrainingBar, bar, say
 from rlobj.recipes import load_recipe
-from rlobj.rollout import Sampling, play
+from rlobj.rollout import play
 from rlobj.runs import (
     atomic_write_json,
     atomic_write_text,
@@ -53,6 +53,7 @@ from rlobj.runs import (
     read_outputs,
     require_free_space,
 )
+from rlobj.sampling import Sampling
 from rlobj.stages import Stage, check_half_done, make_ready
 from rlobj.stream import Source
 from rlobj.supervised import SupervisedRow, quiet, warm_start
@@ -440,6 +441,7 @@ class _Run:
             **self.warm_stage().inputs,
             **self.reward_inputs(),
             **_named("training", asdict(config.training)),
+            **_named("rollout", asdict(config.rollout)),
             **(_named("ppo", asdict(config.ppo)) if config.training.estimator == "ppo" else {}),
             **_named("objective", asdict(config.objective)),
             "objective.lambda_sup": lambda_sup,
@@ -480,6 +482,7 @@ class _Run:
                 max_bad_steps=config.training.max_bad_steps,
                 estimator=config.training.estimator,
                 ppo=config.ppo,
+                rollout=config.rollout,
                 peft_config=self._peft_config(),
                 max_length=config.policy.max_length,
                 dropout=not args.disable_dropout,
@@ -548,14 +551,7 @@ class _Run:
     def _sampling(self) -> Sampling:
         """As in training."""
         args = self._grpo_config(self.directory)
-        return Sampling(
-            args.max_completion_length,
-            self.config.policy.max_length,
-            args.temperature,
-            args.top_k,
-            args.top_p,
-            args.min_p,
-        )
+        return Sampling.of(args, self.config.policy.max_length, **asdict(self.config.rollout))
 
     def evaluation(self, reward: Any, keys: Sequence[str]) -> dict[str, Any]:
         """Judge the warm start and the policies of the stages with these keys."""

@@ -5,8 +5,9 @@ Legend: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -68,6 +69,21 @@ class Sampling:
             raise ValueError(f"stop is {self.stop!r}: expected several strings, none of them empty")
         if self.overflow not in OVERFLOWS:
             raise ValueError(f"overflow is {self.overflow!r}: expected one of {', '.join(OVERFLOWS)}")
+
+    @classmethod
+    def of(cls, args: Any, max_length: int, stop: Sequence[str] = (), **limits: Any) -> Sampling:
+        """What a `trl.GRPOConfig` says, and what it has no fields for (`rlobj.config.RolloutConfig`)."""
+        return cls(
+            args.max_completion_length,
+            max_length,
+            args.temperature,
+            args.top_k,
+            args.top_p,
+            args.min_p,
+            args.repetition_penalty,
+            stop if isinstance(stop, str) else tuple(stop),  # type: ignore[arg-type]
+            **limits,
+        )
 
     @property
     def is_policys_own(self) -> bool:

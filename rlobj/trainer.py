@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ from rlobj.bad_steps import write_bad_step
 from rlobj.callbacks import BaselineState, BetweenGenerations, FiniteGuard
 from rlobj.checkpoints import WholeCheckpoints, require_exact
 from rlobj.completions import can_score, score_in_parts
-from rlobj.config import ESTIMATORS, EstimatorName, PPOConfig
+from rlobj.config import ESTIMATORS, EstimatorName, PPOConfig, RolloutConfig
 from rlobj.controllers import Controller, Lagrange
 from rlobj.critic import Critic, CriticKeeper, watching
 from rlobj.encoder_policy import action_logits, is_one_token_policy
@@ -51,13 +51,15 @@ from rlobj.kl import EpochsOfGeneration, WarmStartKL
 from rlobj.lambdas import LambdaForm, as_lambda, needs_labels
 from rlobj.objective import GradientBalance, gradient_balance, objective, surgery_correction
 from rlobj.policies import load_causal, take_out_dropout
-from rlobj.rollout import EnvironmentRollout, Rollouts, Sampling, episode_prompt, episode_return, factory_of
+from rlobj.rollout import EnvironmentRollout, episode_prompt, episode_return, factory_of
+from rlobj.sampling import Sampling
 from rlobj.schedules import checked_lambda
 from rlobj.sharding import is_split
 from rlobj.steering import Steering
 from rlobj.stream import Source, SupervisedStream
 from rlobj.supervised import SupervisedRow, TokenWeights, supervised_loss_sum, supervised_losses
 from rlobj.tracking import track
+from rlobj.trajectories import Rollouts
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func warns at every start; test_trl_hooks watches it
 
@@ -113,6 +115,7 @@ class ObjectiveTrainer(GRPOTrainer):
         estimator: of ∇R, one of `rlobj.config.ESTIMATORS`; all but grpo need `env`. With ppo, reinforce and exact
             an `ObjectiveArguments` as `args` may have `num_generations=1`.
         ppo: settings of the critic.
+        rollout: what ends the replies and episodes of `env`.
         encode_prompts_once: run each prompt of a micro-batch through the policy once for all its completions, and only
             the policy's own tokens through the vocabulary (`rlobj.completions`). False: TRL's own passes, whose results
             are those of `trl.GRPOTrainer` to the last bit.
@@ -150,6 +153,7 @@ class ObjectiveTrainer(GRPOTrainer):
         dropout: bool = False,
         estimator: EstimatorName = "grpo",
         ppo: PPOConfig | None = None,
+        rollout: RolloutConfig | None = None,
         encode_prompts_once: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -181,10 +185,10 @@ class ObjectiveTrainer(GRPOTrainer):
         holds = self._holds_the_reference(args, model) and not adapted
         if (measures or holds) and not adapted:
             self.reference = copy.deepcopy(model).eval().requires_grad_(False)  # type: ignore[union-attr]
+        self._keeps_logps = False
         if env is not None:
-            sampling = Sampling(
-                args.max_completion_length, max_length, args.temperature, args.top_k, args.top_p, args.min_p
-            )
+            sampling = Sampling.of(args, max_length, **asdict(rollout or RolloutConfig()))
+            self._keeps_logps = sampling.is_policys_own
             if estimator == "ppo":
                 assert not isinstance(model, str)
                 self.critic = Critic(model.config.hidden_size, self.ppo.hidden_size).to(model.device)
@@ -194,6 +198,7 @@ class ObjectiveTrainer(GRPOTrainer):
             )
             reward_funcs = episode_return
             train_dataset = episode_dataset(as_text_env(env), train_seeds if train_seeds is not None else range(1000))
+        self._sampled_logps: Tensor | None = None
         self._micro = 0
         self.steering: Steering | None = None
         self._needs_ell = isinstance(self.lambda_form, Controller) and self.lambda_form.needs_ell
@@ -262,12 +267,16 @@ class ObjectiveTrainer(GRPOTrainer):
             raise ValueError(f"estimator is {self.estimator!r}: expected one of {', '.join(ESTIMATORS)}")
         if self.estimator != "grpo" and env is None:
             raise ValueError(f"estimator is {self.estimator}: it needs env, whose episodes say what each token earned")
-        for name, plain in (("repetition_penalty", 1.0), ("generation_kwargs", None)):
-            if env is not None and (given := getattr(args, name)) not in (plain, {}):
-                raise ValueError(
-                    f"{name} is {given!r}: episodes of env are sampled by rlobj itself, which has temperature, top_p, "
-                    f"top_k and min_p alone; set {name} to {plain}"
-                )
+        if env is not None and args.generation_kwargs:
+            raise ValueError(
+                f"generation_kwargs is {args.generation_kwargs!r}: episodes of env are sampled by rlobj itself, which "
+                "has temperature, top_p, top_k, min_p, repetition_penalty and what RolloutConfig says; leave it out"
+            )
+        if args.repetition_penalty != 1 and isinstance(model, PreTrainedModel) and is_one_token_policy(model):
+            raise ValueError(
+                f"repetition_penalty is {args.repetition_penalty}: an encoder policy chooses one label, which repeats "
+                "nothing; set it to 1.0"
+            )
         if env is not None and args.use_vllm:
             raise ValueError(
                 "use_vllm is True: rlobj plays the episodes of env itself; vLLM generates where reward_funcs and "
@@ -309,10 +318,10 @@ class ObjectiveTrainer(GRPOTrainer):
                 f"kl_in is reward, with estimator {self.estimator}: expected env, and episodes that are sampled; set "
                 "kl_in to loss"
             )
-        if args.top_p < 1 or args.top_k or args.min_p:
+        if args.top_p < 1 or args.top_k or args.min_p or args.repetition_penalty != 1:
             raise ValueError(
-                "kl_in is reward, and top_p, top_k or min_p cut the distribution that is sampled from, so that its "
-                "log-probabilities cannot be compared with the warm start's: set kl_in to loss"
+                "kl_in is reward, and top_p, top_k, min_p or repetition_penalty change what is sampled from, so that "
+                "its log-probabilities cannot be compared with the warm start's: set kl_in to loss"
             )
 
     def _holds_the_reference(self, args: GRPOConfig, model: Any) -> bool:
@@ -422,6 +431,8 @@ class ObjectiveTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> Any:
+        if self._sampled_logps is not None:  # asked for those of the policy that has just sampled
+            return self._sampled_logps, None, None
         policy = self.accelerator.unwrap_model(model)
         plain = not args and all(kwargs[name] is None or kwargs[name] is False for name in kwargs.keys() - PLAIN)
         # a distributed wrapper's own forward must be called
@@ -460,6 +471,7 @@ class ObjectiveTrainer(GRPOTrainer):
         if self.model.training:
             self.epochs.begin()
         batch = super()._generate_and_score_completions(inputs)
+        self._sampled_logps = None
         mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
         for name, values in self._logs["rewards"].items():  # of all processes, the latest generation last
             latest = list(values)[-self.accelerator.num_processes * len(inputs) :]
@@ -563,6 +575,9 @@ class ObjectiveTrainer(GRPOTrainer):
 
     def look_at(self, rollouts: Rollouts) -> None:
         """Measure how far the policy that played is from the warm start; take the penalty, if it is in the reward."""
+        if self._keeps_logps and self.beta == 0:  # TRL would compute them again, where it needs them
+            rows = [torch.tensor(t.logps, device=self.accelerator.device) for t in rollouts.trajectories]
+            self._sampled_logps = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         if self.reference is None:
             return
         self.kl.measure(self, self.reference, rollouts.trajectories)

@@ -65,6 +65,7 @@ def _check_numbers(config: RunConfig) -> None:
         "data": ("demonstrations",),
         "warm_start": ("learning_rate", "batch_size"),
         "objective": ("supervised_batch_size",),
+        "rollout": ("max_turns",),
         "training": (
             "steps", "learning_rate", "prompts_per_step", "max_reply_tokens", "temperature", "max_bad_steps",
         ),
@@ -79,6 +80,11 @@ def _check_numbers(config: RunConfig) -> None:
     compares = config.training.estimator in ("grpo", "rloo")
     _at_least("training.num_generations", config.training.num_generations, 2 if compares else 1)
     _check_ppo(config.ppo)
+    for name in ("max_episode_tokens", "concurrent"):
+        if (most := getattr(config.rollout, name)) is not None:
+            _at_least(f"rollout.{name}", most, 0, above=True)
+    if not all(config.rollout.stop):
+        raise ValueError(f"rollout.stop is {config.rollout.stop}: expected strings that are not empty")
     for name in ("limit", "rows_per_label"):
         if (rows := getattr(config.data, name)) is not None:
             _at_least(f"data.{name}", rows, 0, above=True)
