@@ -7,12 +7,16 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from envs.adapters import as_text_env
 from envs.core import Episode, Message, StepResult, TextEnv
+from envs.patience import Patience, within
 from envs.rewards import OnError, Reward, Scores, check_on_error, resolve_reward, score
+
+NO_PATIENCE = Patience()
 
 
 class TextVectorEnv(SyncVectorEnv):
@@ -28,6 +32,7 @@ class TextVectorEnv(SyncVectorEnv):
             kept. A wrapper sees what its turns earn, but not the reward of the whole episode, which is added behind it.
         reward: scores all episodes in one call; None for the reward that the environments were made with, or their own.
         on_error: what a failed reward does, see `envs.rewards.score_episodes`; None as the environments say.
+        patience: with environments that raise or hang when `act` steps them.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class TextVectorEnv(SyncVectorEnv):
         reward: Reward | str | None = None,
         on_error: OnError | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        patience: Patience = NO_PATIENCE,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}: expected at least 1")
@@ -45,17 +51,28 @@ class TextVectorEnv(SyncVectorEnv):
                 "autoreset_mode is SAME_STEP: an episode must outlive the step that ends it, to be scored with the "
                 "others; expected NEXT_STEP or DISABLED"
             )
-        super().__init__([lambda: as_text_env(make_env())] * num_envs, copy=False, autoreset_mode=autoreset_mode)
-        for env in self.envs:
-            if not isinstance(env.unwrapped, TextEnv):
-                raise TypeError(f"make_env makes {env!r}: expected a text environment (envs.TextEnv)")
-            env.unwrapped.scored_by_caller = True
+        self.make_env, self.patience = make_env, patience
+        super().__init__([self._make] * num_envs, copy=False, autoreset_mode=autoreset_mode)
+        self._actions: list[list[Any]] = [[] for _ in self.envs]  # of each episode so far, by `act`
+        self._restarts = [0] * num_envs
         self.reward = resolve_reward(reward) or self._inner[0].reward
         self.on_error = self._inner[0].on_error if on_error is None else check_on_error(on_error)
+
+    def _make(self) -> gymnasium.Env[Any, Any]:
+        env = as_text_env(self.make_env())
+        if not isinstance(env.unwrapped, TextEnv):
+            raise TypeError(f"make_env makes {env!r}: expected a text environment (envs.TextEnv)")
+        env.unwrapped.scored_by_caller = True
+        return env
 
     @property
     def _inner(self) -> list[TextEnv]:
         return [cast("TextEnv", env.unwrapped) for env in self.envs]
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self._actions = [[] for _ in self.envs]
+        self._restarts = [0] * self.num_envs
+        return super().reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         played = ~self._autoreset_envs  # the others are reset by this step
@@ -70,16 +87,50 @@ class TextVectorEnv(SyncVectorEnv):
         """Step the environments that `actions` names by index, each without the reward of its whole episode.
 
         Raises:
-            ValueError, ResetNeeded: of one environment, with its index.
+            TimeoutError: a step took longer than the patience's `step_timeout`.
+            Exception: whatever a step raised. Both name the environment, its episode and its turn, once the patience's
+                `restarts` are used up.
         """
-        results = {}
-        for index, action in actions.items():
+        return {index: self._act_patiently(index, action) for index, action in actions.items()}
+
+    def _act_patiently(self, index: int, action: Any) -> StepResult:
+        known, seed, again = list(self._inner[index]._messages), self._inner[index]._seed, False
+        while True:
             try:
-                results[index] = self._act(index, action)
+                if again:
+                    within(self.patience.step_timeout, lambda: self._begin_again(index, seed, known))
+                result = within(self.patience.step_timeout, lambda: self._act(index, action))
             except Exception as error:
-                error.add_note(f"in environment {index} of {self.num_envs}")
-                raise
-        return results
+                if self._restarts[index] == self.patience.restarts or isinstance(error, ResetNeeded):
+                    turn = len(self._actions[index]) + 1
+                    tried = f", begun again {self._restarts[index]} times" if self.patience.restarts else ""
+                    error.add_note(f"in environment {index} of {self.num_envs}: episode {seed}, turn {turn}{tried}")
+                    raise
+                self._restarts[index] += 1
+                again = True
+            else:
+                self._actions[index].append(action)
+                return result
+
+    def _begin_again(self, index: int, seed: int, known: list[Message]) -> None:
+        """Play the episode of an environment up to here in a new one.
+
+        Args:
+            known: the episode's messages so far.
+
+        Raises:
+            ValueError: it is another episode there.
+        """
+        env = self._make()
+        self._env_obs[index], _ = env.reset(seed=seed)  # type: ignore[call-overload]
+        self.envs[index] = env
+        for action in self._actions[index]:
+            self._act(index, action)
+        if self._inner[index]._messages != known:
+            raise ValueError(
+                f"episode {seed} was another when it was begun again: expected the seed and what the policy says to "
+                "decide it; set restarts to 0"
+            )
 
     def _act(self, index: int, action: Any) -> StepResult:
         env, inner = self.envs[index], self._inner[index]
@@ -91,7 +142,8 @@ class TextVectorEnv(SyncVectorEnv):
             raise ValueError(
                 f"a wrapper of {env} changes messages that the policy has seen: expected messages to be added alone"
             )
-        self._env_obs[index] = observation
+        if self.envs[index] is env:  # or the step was late, and another has taken its place
+            self._env_obs[index] = observation
         if terminated or truncated:
             inner.truncate()
         return StepResult(observation[len(before) + 1 :], terminated, truncated, info, float(reward))

@@ -60,6 +60,10 @@ class EnvConfig:
     """different episodes (seeds) to train on"""
     eval_episodes: int = 200
     """episodes of the evaluation, never trained on"""
+    step_timeout: float | None = None
+    """seconds for one step of the environment; null waits for ever"""
+    restarts: int = 0
+    """begin an episode again so often where a step raises or is late; what was said before is said again"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from envs.core import Episode
+from envs.patience import Patience
 from envs.rewards import OnError
-from envs.vector import TextVectorEnv
+from envs.vector import NO_PATIENCE, TextVectorEnv
 from reward_models.calling import as_reward
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 from rlobj.intervals import Interval, bootstrap_mean, wilson
@@ -59,6 +60,7 @@ def evaluate(
     batch_size: int = 64,
     sampling_seed: int = 0,
     on_error: OnError = "stop",
+    patience: Patience = NO_PATIENCE,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Play every seed once, sampling as in training, and measure.
@@ -67,6 +69,7 @@ def evaluate(
         rows: held-out labelled rows for ℓ; none leaves it out.
         reference: the warm start for KL(π ‖ π_ref); None leaves it out.
         on_error: what a failed reward does, as in training.
+        patience: with environments that raise or hang.
         on_progress: called with the number of episodes played so far.
     """
     values: dict[str, list[float]] = {"return": []}
@@ -74,12 +77,14 @@ def evaluate(
     episodes: list[Episode] = []
     extra: dict[str, list[Any]] = {}
     told = {"log_extra": lambda column, values: extra.setdefault(column, []).extend(values)}
+
+    def environments(n: int) -> TextVectorEnv:
+        return TextVectorEnv(make_env, n, None if reward is None else as_reward(reward), on_error, patience=patience)
+
     # in its own random state: evaluation must not move the one that training goes on with
     with torch.random.fork_rng():
         torch.manual_seed(sampling_seed)
-        for chunk, rollouts in _play_all(
-            policy, tokenizer, make_env, reward, sampling, seeds, batch_size, on_error, told
-        ):
+        for chunk, rollouts in _play_all(policy, tokenizer, environments, sampling, seeds, batch_size, told):
             episodes += rollouts.episodes
             values["return"] += rollouts.returns
             for episode in rollouts.episodes:
@@ -91,9 +96,7 @@ def evaluate(
             on_progress(chunk)
         if is_one_token_policy(policy):  # what a classifier is usually judged by: its most probable label
             most_probable = replace(sampling, top_k=1)
-            for _, rollouts in _play_all(
-                policy, tokenizer, make_env, reward, most_probable, seeds, batch_size, on_error
-            ):
+            for _, rollouts in _play_all(policy, tokenizer, environments, most_probable, seeds, batch_size):
                 _judge_choices(rollouts, values)
     values["kl"] = kl
     values["ell"] = supervised_losses(policy, rows) if rows else []
@@ -121,18 +124,15 @@ def _judge_choices(rollouts: Rollouts, values: dict[str, list[float]]) -> None:
 def _play_all(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    make_env: Callable[[], gymnasium.Env[Any, Any]],
-    reward: Any,
+    environments: Callable[[int], TextVectorEnv],
     sampling: Sampling,
     seeds: Sequence[int],
     batch_size: int,
-    on_error: OnError,
     told: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[int, Rollouts]]:
     for start in range(0, len(seeds), batch_size):
         chunk = seeds[start : start + batch_size]
-        environments = TextVectorEnv(make_env, len(chunk), None if reward is None else as_reward(reward), on_error)
-        yield start + len(chunk), play(policy, tokenizer, environments, chunk, sampling, context=told)
+        yield start + len(chunk), play(policy, tokenizer, environments(len(chunk)), chunk, sampling, context=told)
 
 
 def _interval(name: str, values: list[float]) -> Interval:

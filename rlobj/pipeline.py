@@ -25,6 +25,7 @@ import rlobj.bad_steps as bad_steps
 import rlobj.data as data
 import rlobj.report as report
 from envs.datasets import shipped
+from envs.patience import Patience
 from envs.vector import TextVectorEnv
 from reward_models.functions import load_reward
 from reward_models.rated import YES_OR_NO, train_on_ratings
@@ -483,6 +484,7 @@ class _Run:
                 estimator=config.training.estimator,
                 ppo=config.ppo,
                 rollout=config.rollout,
+                patience=Patience(config.env.step_timeout, config.env.restarts),
                 peft_config=self._peft_config(),
                 max_length=config.policy.max_length,
                 dropout=not args.disable_dropout,
@@ -589,6 +591,7 @@ class _Run:
                         None if name == WARM_START else reference,
                         sampling_seed=self.config.seed,
                         on_error=self.config.reward.on_failure,
+                        patience=Patience(self.config.env.step_timeout, self.config.env.restarts),
                         on_progress=progress.advance,
                     )
                 kl = {"kl": (0.0, 0.0, 0.0)} if name == WARM_START else {}  # the warm start's to itself

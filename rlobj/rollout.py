@@ -22,8 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from envs.adapters import as_text_env
 from envs.core import TextEnv
+from envs.patience import Patience
 from envs.rewards import Failure, OnError
-from envs.vector import TextVectorEnv
+from envs.vector import NO_PATIENCE, TextVectorEnv
 from reward_models.calling import as_reward
 from reward_models.trained import as_plain_text
 from rlobj.chat_format import ChatFormat, Message
@@ -196,6 +197,7 @@ class EnvironmentRollout:
         on_error: what a failed reward does: "stop", "skip" (no learning from that episode), or a number, the penalty.
         critic: reads values off the policy's states.
         all_actions: of how many actions to bring the returns along, each tried in every episode; 0 for none.
+        patience: with environments that raise or hang.
 
     Raises:
         BadReward: a reward failed, where that stops; or every reward of several rollouts in a row.
@@ -209,15 +211,16 @@ class EnvironmentRollout:
         on_error: OnError = "stop",
         critic: Critic | None = None,
         all_actions: int = 0,
+        patience: Patience = NO_PATIENCE,
     ) -> None:
         self.make_env, self.sampling, self.reward, self.on_error = make_env, sampling, reward, on_error
-        self.critic, self.all_actions = critic, all_actions
+        self.critic, self.all_actions, self.patience = critic, all_actions, patience
         self._vectors: dict[int, TextVectorEnv] = {}
         self._watch = RewardWatch(on_error)
 
     def _environments(self, n: int) -> TextVectorEnv:
         if n not in self._vectors:
-            vector = TextVectorEnv(self.make_env, n, self.reward, self.on_error)
+            vector = TextVectorEnv(self.make_env, n, self.reward, self.on_error, patience=self.patience)
             if vector.reward is not None:
                 vector.reward = as_reward(vector.reward)
             self._vectors[n] = vector

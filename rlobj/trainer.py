@@ -27,7 +27,9 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from envs.adapters import as_text_env
+from envs.patience import Patience
 from envs.rewards import OnError
+from envs.vector import NO_PATIENCE
 from rlobj.adapters import RankUpdate, WithoutAdapter, has_adalora
 from rlobj.alarms import Alarms
 from rlobj.bad_steps import write_bad_step
@@ -116,6 +118,7 @@ class ObjectiveTrainer(GRPOTrainer):
             an `ObjectiveArguments` as `args` may have `num_generations=1`.
         ppo: settings of the critic.
         rollout: what ends the replies and episodes of `env`.
+        patience: with steps of `env` that raise or hang.
         encode_prompts_once: run each prompt of a micro-batch through the policy once for all its completions, and only
             the policy's own tokens through the vocabulary (`rlobj.completions`). False: TRL's own passes, whose results
             are those of `trl.GRPOTrainer` to the last bit.
@@ -154,6 +157,7 @@ class ObjectiveTrainer(GRPOTrainer):
         estimator: EstimatorName = "grpo",
         ppo: PPOConfig | None = None,
         rollout: RolloutConfig | None = None,
+        patience: Patience = NO_PATIENCE,
         encode_prompts_once: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -194,7 +198,7 @@ class ObjectiveTrainer(GRPOTrainer):
                 self.critic = Critic(model.config.hidden_size, self.ppo.hidden_size).to(model.device)
             actions = model.config.num_labels if estimator == "exact" else 0  # type: ignore[union-attr]
             kwargs["rollout_func"] = EnvironmentRollout(
-                factory_of(env), sampling, reward, on_error, self.critic, actions
+                factory_of(env), sampling, reward, on_error, self.critic, actions, patience
             )
             reward_funcs = episode_return
             train_dataset = episode_dataset(as_text_env(env), train_seeds if train_seeds is not None else range(1000))

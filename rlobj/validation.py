@@ -83,6 +83,9 @@ def _check_numbers(config: RunConfig) -> None:
     for name in ("max_episode_tokens", "concurrent"):
         if (most := getattr(config.rollout, name)) is not None:
             _at_least(f"rollout.{name}", most, 0, above=True)
+    if config.env.step_timeout is not None:
+        _at_least("env.step_timeout", config.env.step_timeout, 0, above=True)
+    _at_least("env.restarts", config.env.restarts, 0)
     if not all(config.rollout.stop):
         raise ValueError(f"rollout.stop is {config.rollout.stop}: expected strings that are not empty")
     for name in ("limit", "rows_per_label"):

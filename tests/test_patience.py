@@ -1,0 +1,104 @@
+"""Environments that raise, hang, or never end (FAULTS row 24)."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import gymnasium
+import pytest
+import torch
+from small import small_policy
+
+from envs.core import Message, StepResult, TextEnv
+from envs.patience import Patience
+from envs.spaces import Text
+from envs.vector import TextVectorEnv
+from rlobj.policies import load_causal, load_tokenizer
+from rlobj.rollout import Sampling, play
+
+
+class Faulty(TextEnv):
+    """Four turns; the third of episode 1 fails, in as many environments as `faults` has left."""
+
+    def __init__(self, faults: list[str], fickle: bool = False) -> None:
+        super().__init__()
+        self.faults, self.fickle, self.action_space = faults, fickle, Text()
+
+    def _begin(self, seed: int, rng: random.Random) -> list[Message]:
+        self.turns, self.rng = 0, random.Random() if self.fickle else rng
+        return [{"role": "user", "content": f"seed {seed}"}]
+
+    def _reply(self, action: str) -> tuple[Message, StepResult]:
+        self.turns += 1
+        if self._seed == 1 and self.turns == 3 and self.faults:
+            if self.faults.pop() == "raise":
+                raise ConnectionError("the line is dead")
+            time.sleep(5)
+        new = [{"role": "user", "content": f"turn {self.turns} {self.rng.random()}"}]
+        return {"role": "assistant", "content": action}, StepResult(new, self.turns == 4, False, {}, float(self.turns))
+
+    def _columns(self) -> dict:
+        return {}
+
+    def own_reward(self) -> float:
+        return 0.0
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    path = small_policy(tmp_path_factory.mktemp("policy"))
+    return load_causal(path), load_tokenizer(path)
+
+
+def played(policy, faults, patience, **kwargs):
+    torch.manual_seed(0)
+    return play(
+        *policy, TextVectorEnv(lambda: Faulty(faults, **kwargs), 3, patience=patience), [0, 1, 2], Sampling(4, 300)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "patience", "kind"),
+    [
+        ("raise", Patience(), ConnectionError),
+        ("raise", Patience(restarts=1), ConnectionError),
+        ("hang", Patience(step_timeout=0.1), TimeoutError),
+        ("hang", Patience(step_timeout=0.1, restarts=1), TimeoutError),
+    ],
+)
+def test_an_environment_that_fails_is_named(policy, fault, patience, kind):
+    with pytest.raises(kind) as error:
+        played(policy, [fault] * 2, patience)
+    (note,) = error.value.__notes__
+    again = ", begun again 1 times" if patience.restarts else ""
+    assert note == f"in environment 1 of 3: episode 1, turn 3{again}"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_episode_that_is_begun_again_goes_on_as_if_nothing_had_happened(policy, wrapped):
+    limit = lambda env: gymnasium.wrappers.TimeLimit(env, 9) if wrapped else env  # noqa: E731
+    faults = ["raise", "hang"]
+    patience = Patience(step_timeout=0.2, restarts=2)
+
+    def run(left):
+        torch.manual_seed(0)
+        vector = TextVectorEnv(lambda: limit(Faulty(left)), 3, patience=patience)
+        return play(*policy, vector, [0, 1, 2], Sampling(4, 300))
+
+    result, smooth = run(faults), run([])
+    assert not faults
+    assert result.trajectories == smooth.trajectories and result.returns == smooth.returns == [10.0] * 3
+    assert result.episodes == smooth.episodes
+
+
+def test_an_episode_that_is_another_when_begun_again_is_told(policy):
+    with pytest.raises(ValueError, match="episode 1 was another when it was begun again"):
+        played(policy, ["raise"], Patience(restarts=1), fickle=True)
+
+
+def test_patience_has_bounds():
+    with pytest.raises(ValueError, match="step_timeout is 0: expected seconds above 0"):
+        Patience(step_timeout=0)
+    with pytest.raises(ValueError, match="restarts is -1: expected at least 0"):
+        Patience(restarts=-1)
