@@ -122,7 +122,7 @@ class TextVectorEnv(SyncVectorEnv):
             ValueError: it is another episode there.
         """
         env = self._make()
-        self._env_obs[index], _ = env.reset(seed=seed)  # type: ignore[call-overload]
+        self._env_obs[index], _ = env.reset(seed=seed)
         self.envs[index] = env
         for action in self._actions[index]:
             self._act(index, action)

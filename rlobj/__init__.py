@@ -12,6 +12,7 @@ from rlobj._origin import check_origin
 if TYPE_CHECKING:
     from rlobj.callbacks import TrainingDiverged as TrainingDiverged
     from rlobj.config import PPOConfig as PPOConfig
+    from rlobj.config import RolloutConfig as RolloutConfig
     from rlobj.encoder_policy import as_one_token_policy as as_one_token_policy
     from rlobj.evaluation import Evaluation as Evaluation
     from rlobj.evaluation import evaluate as evaluate
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from rlobj.policies import make_tokenizer as make_tokenizer
     from rlobj.recipes import load_recipe as load_recipe
     from rlobj.rollout import EnvironmentRollout as EnvironmentRollout
-    from rlobj.rollout import Sampling as Sampling
     from rlobj.rollout import episode_return as episode_return
+    from rlobj.sampling import Sampling as Sampling
     from rlobj.schedules import Constant as Constant
     from rlobj.schedules import Linear as Linear
     from rlobj.supervised import SupervisedRow as SupervisedRow
@@ -42,14 +43,15 @@ __version__ = "0.1.0"
 
 _NAMES_OF = {
     "callbacks": ("TrainingDiverged",),
-    "config": ("PPOConfig",),
+    "config": ("PPOConfig", "RolloutConfig"),
     "encoder_policy": ("as_one_token_policy",),
     "evaluation": ("Evaluation", "evaluate"),
     "lambdas": ("as_lambda",),
     "pipeline": ("run",),
     "policies": ("load_causal", "load_encoder", "load_tokenizer", "make_causal", "make_encoder", "make_tokenizer"),
     "recipes": ("load_recipe",),
-    "rollout": ("EnvironmentRollout", "Sampling", "episode_return"),
+    "rollout": ("EnvironmentRollout", "episode_return"),
+    "sampling": ("Sampling",),
     "schedules": ("Constant", "Linear"),
     "supervised": ("SupervisedRow", "dialogue_rows", "label_rows", "warm_start"),
     "trainer": ("LambdaIsDead", "ObjectiveArguments", "ObjectiveTrainer", "episode_dataset"),

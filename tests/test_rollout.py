@@ -317,6 +317,7 @@ def test_logps_that_trl_needs_are_not_computed_again(policy, tmp_path, monkeypat
     trainer = ObjectiveTrainer(
         small_copy(policy[0]), args=small_args(tmp_path, num_iterations=2, max_steps=1, temperature=0.7, **EIGHT),
         processing_class=policy[1], env=gymnasium.make("rlobj/CustomerService-v0"), train_seeds=range(4),
+        encode_prompts_once=False,
     )  # fmt: skip
     trainer.train()
     assert asked == [True], "the training's own pass alone"
@@ -333,6 +334,7 @@ def test_logps_that_trl_needs_are_not_computed_again(policy, tmp_path, monkeypat
     trainer = ObjectiveTrainer(
         small_copy(policy[0]), args=small_args(tmp_path, num_iterations=2, max_steps=1, top_k=3, **EIGHT),
         processing_class=policy[1], env=gymnasium.make("rlobj/CustomerService-v0"), train_seeds=range(4),
+        encode_prompts_once=False,
     )  # fmt: skip
     asked.clear()
     trainer.train()
