@@ -82,19 +82,19 @@ def assert_logps_are_plain(model, trajectories, **options):
 @pytest.mark.parametrize("options", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("concurrent", [None, 2], ids=["all at once", "two at a time"])
 def test_sampled_logps_are_those_of_a_plain_forward_pass(policy, make_env, options, concurrent):
-    result = rollouts(policy, make_env, [4, 4, 1, 2], concurrent=concurrent, **options)
+    result = rollouts(policy, make_env, [1, 4, 4, 2], concurrent=concurrent, **options)
     assert len({len(t) for t in result.trajectories}) > 2, "episodes of one length would not test the rows"
     assert all(0 < sum(t.policy_mask) < len(t.policy_mask) for t in result.trajectories)
     assert_logps_are_plain(policy[0], result.trajectories, **options)
 
 
 def test_what_an_episode_draws_does_not_depend_on_its_company(policy, make_env):
-    together = rollouts(policy, make_env, [4, 4, 1, 2])
-    assert together.trajectories[0].completion_ids != together.trajectories[1].completion_ids
+    together = rollouts(policy, make_env, [1, 4, 4, 2])
+    assert together.trajectories[1].completion_ids != together.trajectories[2].completion_ids
     for concurrent in (1, 2, 4):
         assert [
             (t.prompt_ids, t.completion_ids, t.policy_mask, t.rewards)
-            for t in rollouts(policy, make_env, [4, 4, 1, 2], concurrent=concurrent).trajectories
+            for t in rollouts(policy, make_env, [1, 4, 4, 2], concurrent=concurrent).trajectories
         ] == [(t.prompt_ids, t.completion_ids, t.policy_mask, t.rewards) for t in together.trajectories]
 
 
