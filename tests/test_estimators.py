@@ -284,6 +284,19 @@ def test_a_stopped_ppo_goes_on_exactly(tmp_path):
             assert torch.equal(parameter, ours.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("estimator", ["reinforce", "rloo", "exact"])
+def test_other_estimators_go_on_exactly(tmp_path, estimator):
+    """`reinforce` with its moving baseline."""
+    fields = {"num_generations": 4 if estimator == "rloo" else 1, "save_strategy": "steps", "save_steps": 2}
+    whole = bandit_trainer(tmp_path, estimator, steps=4, **fields)
+    whole.train()
+    again = bandit_trainer(tmp_path, estimator, steps=4, **fields)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for name, parameter in whole.model.state_dict().items():
+        assert torch.equal(parameter, again.model.state_dict()[name]), name
+    assert again.baseline == whole.baseline and (whole.baseline is not None) == (estimator == "reinforce")
+
+
 def test_a_checkpoint_without_a_critic_is_refused(tmp_path):
     trainer = dialogue_trainer(tmp_path, save_strategy="steps", save_steps=1)
     trainer.train()
