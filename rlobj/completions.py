@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import DynamicCache, PreTrainedModel
 
 from rlobj.critic import trunk
@@ -56,6 +57,8 @@ def can_score(policy: Any) -> bool:
     """Whether `score` gives this policy's numbers: it reads a cache as it reads a text, and its logits are its last
     state times the vocabulary, unscaled.
     """
+    if isinstance(policy, FSDPModule):
+        return False  # its own forward gathers what is split, as often in each process
     if is_one_token_policy(policy):
         return True
     inner = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
