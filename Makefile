@@ -4,6 +4,8 @@
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+# the scripts behind the README's table of speed; the other benchmarks take arguments, or hours
+SPEED := rl_step rollouts classification_as_action lambda_cost floor memory
 # A worker for each core, whose tests use one thread; a file's tests share what they train, so they stay together.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
@@ -31,7 +33,8 @@ type: .venv/.installed
 	$(BIN)/mypy
 
 bench: .venv/.installed
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(SPEED); do OMP_NUM_THREADS=2 $(BIN)/python benchmarks/$$script.py || exit 1; done
+	$(BIN)/python benchmarks/table.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -13,7 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ class Measured:
     most: float
     goal: str
     turns: int = 1
+
+    def turned(self) -> Measured:
+        """The same with peer and ours changed over: what ours costs, where the ratio said what it saves."""
+        return replace(self, peer=self.ours, ours=self.peer)
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import DynamicCache, PreTrainedModel
 
-from rlobj.critic import trunk
-from rlobj.encoder_policy import action_logits, is_one_token_policy
+from rlobj.critic import trunk, watching
+from rlobj.encoder_policy import action_logits, different_prompts, is_one_token_policy
 
 LOGITS_AT_ONCE = 2**21
 """Logits that are worked on at a time, in numbers: what a cache of a few MB holds."""
@@ -79,9 +79,9 @@ def score(policy: PreTrainedModel, batch: Completions, temperature: float = 1.0)
     Args:
         policy: a causal language model, in adapters or not, or a one-token policy; see `can_score`.
     """
-    prompts, prompt_mask, rows = different_prompts(batch.prompt_ids, batch.prompt_mask)
     if is_one_token_policy(policy):
-        return _of_actions(policy, batch, prompts, prompt_mask, rows, temperature)
+        return _of_actions(policy, batch, temperature)
+    prompts, prompt_mask, rows = different_prompts(batch.prompt_ids, batch.prompt_mask)
     inner: Any = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     head = inner.get_output_embeddings()
     width = max(int(batch.mask.any(0).sum()), 1)
@@ -125,20 +125,6 @@ def score_in_parts(
     return Scores(*(torch.cat(each) for each in zip(*scores, strict=True)))
 
 
-def different_prompts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each prompt once, without columns of padding alone.
-
-    Args:
-        ids, mask: (B, P).
-
-    Returns: ids and mask of the different prompts, both (G, P'), and which of them each row has, (B,).
-    """
-    marked = torch.where(mask.bool(), ids, -1)[:, mask.any(0)]
-    prompts, rows = torch.unique(marked, dim=0, return_inverse=True)
-    present = prompts >= 0
-    return prompts.clamp(min=0), present.to(mask.dtype), rows
-
-
 def _states_before(
     encode: nn.Module, prompts: Tensor, prompt_mask: Tensor, rows: Tensor, ids: Tensor, mask: Tensor
 ) -> Tensor:
@@ -177,19 +163,13 @@ def _states_before(
     return torch.cat([first, rest], dim=1)
 
 
-def _of_actions(
-    policy: PreTrainedModel, batch: Completions, prompts: Tensor, prompt_mask: Tensor, rows: Tensor, temperature: float
-) -> Scores:
+def _of_actions(policy: PreTrainedModel, batch: Completions, temperature: float) -> Scores:
     """Scores of a policy whose one token is a label."""
-    seen: list[Tensor] = []
-    hook = policy.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    try:
-        logits = action_logits(policy, prompts, prompt_mask).float() / temperature
-    finally:
-        hook.remove()
-    every = torch.log_softmax(logits, dim=-1)[rows]
+    with watching(policy) as seen:
+        logits = action_logits(policy, batch.prompt_ids, batch.prompt_mask).float() / temperature
+    every = torch.log_softmax(logits, dim=-1)
     entropies = -(every.exp() * every).sum(1, keepdim=True)
-    return Scores(every.gather(1, batch.ids[:, :1]), entropies, seen[0][rows, None])
+    return Scores(every.gather(1, batch.ids[:, :1]), entropies, seen.states)
 
 
 class TokenLogps(torch.autograd.Function):

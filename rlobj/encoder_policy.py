@@ -81,10 +81,30 @@ class _OneToken:
         return BaseModelOutput(last_hidden_state=state[:, None].expand(-1, input_ids.size(1), -1))
 
 
+def different_prompts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each prompt once, without columns of padding alone.
+
+    Args:
+        ids, mask: (B, P).
+
+    Returns: ids and mask of the different prompts, both (G, P'), and which of them each row has, (B,).
+    """
+    marked = torch.where(mask.bool(), ids, -1)[:, mask.any(0)]
+    prompts, rows = torch.unique(marked, dim=0, return_inverse=True)
+    present = prompts >= 0
+    return prompts.clamp(min=0), present.to(mask.dtype), rows
+
+
 def action_logits(policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Logits over labels, (B, A), for prompts padded on either side, (B, P)."""
-    ids, mask = left_aligned(input_ids, attention_mask)
-    return policy(input_ids=ids, attention_mask=mask).logits
+    """Logits over labels, (B, A), for prompts padded on either side, (B, P). Equal prompts are encoded once."""
+    ids, mask, rows = different_prompts(*left_aligned(input_ids, attention_mask))
+    # ahead of whoever watches the label head: from here on there is a state for every row
+    hook = policy.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][rows],), prepend=True)
+    try:
+        logits: Tensor = policy(input_ids=ids, attention_mask=mask).logits
+    finally:
+        hook.remove()
+    return logits
 
 
 def is_one_token_policy(policy: torch.nn.Module) -> bool:
