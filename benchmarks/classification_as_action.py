@@ -2,8 +2,8 @@
 
 python benchmarks/classification_as_action.py [--turns 7]
 
-Ours is an encoder that chooses among 77 labels; the peer is a causal model of the same width and depth whose completions
-have one token. Texts, group size, rewards and dtype are the same.
+Ours is an encoder that chooses among 77 labels; the peer is a causal model of the same width and depth whose
+completions have one token. Texts, group size, rewards and dtype are the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rlobj.encoder_policy import as_one_token_policy
 from rlobj.policies import make_encoder
 
 LABELS = [f"label {i:02d}" for i in range(77)]
-SIZE = Size(256, 4, 8, 16_000, 48, 1, 128, 8)
+SIZE = Size(256, 4, 8, 16_000, 32, 1, 64, 8)
 
 
 def lines(turns: int, bf16: bool) -> list[Measured]:
@@ -49,9 +49,8 @@ def lines(turns: int, bf16: bool) -> list[Measured]:
             train_seeds=range(512), probe_every=0,
         )  # fmt: skip
         taken = in_turns({"peer": step_seconds(peer), "ours": step_seconds(ours)}, turns)
-    what = (
-        f"classification as action, width {SIZE.hidden_size}, {SIZE.layers} layers, {'bfloat16' if bf16 else 'float32'}"
-    )
+    dtype = "bfloat16" if bf16 else "float32"
+    what = f"classification as action, width {SIZE.hidden_size}, {SIZE.layers} layers, {dtype}"
     return [compared(what, taken["peer"], taken["ours"], "≥ 10", "samples/s", SIZE.rows)]
 
 

@@ -1,9 +1,9 @@
-"""How near a step comes to the matrix products that it needs: their time at the machine's measured rate, over the step's.
+"""The time of the matrix products that a step needs, at the machine's measured rate, as a share of the step's.
 
 python benchmarks/floor.py [--turns 7] [--size small]
 
-Counted are the multiplications and additions of weights with tokens that no implementation can leave out: prompts once in
-sampling and once in training, every reply token once in sampling and once in training, the vocabulary at reply tokens
+Counted are the products of weights with tokens that no implementation can leave out: prompts once in sampling and
+once in training, every reply token once in sampling and once in training, the vocabulary at reply tokens
 alone, backward passes at twice their forward. Attention, softmax, optimiser and everything else count as nothing.
 The rate is that of the policy's own shapes: a layer's widest product over the tokens of the training pass.
 """

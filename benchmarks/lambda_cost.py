@@ -2,8 +2,8 @@
 
 python benchmarks/lambda_cost.py [--turns 7]
 
-The supervised step is forward and backward pass of ℓ on the same rows, without an optimiser step of its own: there is one
-in the sum already. `probe_every` is 0, as the measure of ∇R and ∇ℓ apart is a cost of its own, paid at an interval.
+The supervised step is forward and backward pass of ℓ on the same rows, without an optimiser step of its own: there is
+one in the sum already. `probe_every` is 0, as the measure of ∇R and ∇ℓ apart is a cost of its own, paid at an interval.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from measuring import compared, in_turns, report, seconds, silence, step_seconds
 from rl_step import SIZES, arguments, policy_of, prompt_of
 
 from rlobj import ObjectiveTrainer, dialogue_rows
-from rlobj.supervised import SupervisedStream, supervised_loss_sum
+from rlobj.stream import SupervisedStream
+from rlobj.supervised import supervised_loss_sum
 
 
 def main() -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 from small import small_policy
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 import rlobj.completions as completions
-from rlobj.completions import Completions, TokenLogps, can_score, different_prompts, score
+from rlobj.completions import Completions, TokenLogps, can_score, score
+from rlobj.critic import watching
+from rlobj.encoder_policy import action_logits, as_one_token_policy, different_prompts
 from rlobj.policies import load_causal
 
 PROMPTS = [[9, 8, 7, 6, 5], [9, 8], [7], [9, 8, 7, 6, 5], [7], [9, 8]]
@@ -123,3 +125,24 @@ def test_logits_that_are_scaled_are_left_to_trl():
     policy = gpt2()
     policy.config.final_logit_softcapping = 30.0
     assert not can_score(policy)
+
+
+def test_an_encoder_reads_equal_texts_once():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=4
+    )
+    policy = as_one_token_policy(BertForSequenceClassification(config).eval().double())
+    ids, mask = padded(PROMPTS, True), padded(ones(PROMPTS), True)
+    expected = torch.cat([policy(input_ids=torch.tensor([prompt])).logits for prompt in PROMPTS])
+    encoded = []
+    hook = policy.bert.encoder.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
+    with watching(policy) as seen:
+        torch.testing.assert_close(action_logits(policy, ids, mask), expected)
+    hook.remove()
+    assert encoded == [3] and len(seen.states) == len(PROMPTS)
+    actions = torch.tensor([[0], [1], [2], [3], [0], [1]])
+    scores = score(policy, Completions(ids, mask, actions, torch.ones_like(actions), torch.ones_like(actions)), 0.5)
+    logps = (expected.float() / 0.5).log_softmax(-1)
+    torch.testing.assert_close(scores.logps, logps.gather(1, actions))
+    torch.testing.assert_close(scores.entropies[:, 0], torch.distributions.Categorical(logits=logps).entropy())
