@@ -87,6 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
 def _dispatch(arguments: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], None]] = {
         "run": _run, "compare": _compare, "report": _report, "chat": _chat, "reward": _reward,
@@ -209,6 +215,13 @@ def _compare(arguments: list[str]) -> None:
         default=1.25,
         help="recommend a λ whose ℓ is at most so many times the warm start's (default: 1.25)",
     )
+    parser.add_argument(
+        "--soup",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="judge N policies between the smallest and the largest λ too, their parameters interpolated",
+    )
     given, overrides = parser.parse_known_args(arguments)
     from rlobj.config import validate
     from rlobj.recipes import load_recipe
@@ -220,7 +233,7 @@ def _compare(arguments: list[str]) -> None:
     validate(config)
     from rlobj.comparison import compare
 
-    compare(config, values, given.seeds, given.workers, given.ell_bound)
+    compare(config, values, given.seeds, given.workers, given.ell_bound, given.soup)
 
 
 def _report(arguments: list[str]) -> None:

@@ -64,6 +64,8 @@ class Comparison:
     seeds: int
     ell_bound: float
     """the recommended λ has an ℓ of at most so many times the warm start's"""
+    soup: int = 0
+    """policies to judge between the ends of λ (`rlobj.soup`)"""
 
     @property
     def recipe(self) -> Path:
@@ -82,7 +84,7 @@ class Comparison:
 
     def save(self) -> None:
         atomic_write_text(self.recipe, dump(self.config))
-        asked = {"lambdas": list(self.lambdas), "seeds": self.seeds, "ell_bound": self.ell_bound}
+        asked = {"lambdas": list(self.lambdas), "seeds": self.seeds, "ell_bound": self.ell_bound, "soup": self.soup}
         atomic_write_json(self.directory / PLAN, asked)
 
 
@@ -249,8 +251,12 @@ def find(comparison: Comparison, failed: Sequence[Trial] = ()) -> Findings:
     return Findings(comparison, results, summaries, best, advice)
 
 
-def write_results(found: Findings) -> None:
-    """Write results.csv and .parquet (a row per trial and policy), summary.json, and the best policy."""
+def write_results(found: Findings, more: Mapping[str, Any]) -> None:
+    """Write results.csv and .parquet (a row per trial and policy), summary.json, and the best policy.
+
+    Args:
+        more: what else stands in summary.json.
+    """
     directory = found.comparison.directory
     rows = []
     for trial, result in found.results.items():
@@ -268,7 +274,7 @@ def write_results(found: Findings) -> None:
     Dataset.from_list(rows).to_parquet(str(partial))
     os.replace(partial, directory / "results.parquet")
     lambdas = [{"name": s.name, **asdict(s)} for s in found.summaries]
-    atomic_write_json(directory / "summary.json", {"recommendation": found.advice, "lambdas": lambdas})
+    atomic_write_json(directory / "summary.json", {"recommendation": found.advice, "lambdas": lambdas, **more})
     if found.best is not None:
         _keep_best(directory, found.best, found.results)
 

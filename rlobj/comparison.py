@@ -27,6 +27,7 @@ from rlobj.lambdas import as_lambda, lambda_name
 from rlobj.pipeline import Interrupted, lambda_title, prepare
 from rlobj.progress import bar, say
 from rlobj.runs import graceful_signals
+from rlobj.soup import cook, ends_of
 
 
 def compare(
@@ -35,6 +36,7 @@ def compare(
     seeds: int,
     workers: int | None = None,
     ell_bound: float = 1.25,
+    soup: int = 0,
 ) -> Path:
     """Train every λ with every seed, unless it is done; write what came out, and return the path of the report.
 
@@ -42,6 +44,7 @@ def compare(
         lambdas: numbers, and texts that `as_lambda` takes.
         workers: trials at once; None takes one for each core, or one where there is a GPU.
         ell_bound: the recommended λ has an ℓ of at most so many times the warm start's.
+        soup: policies to judge between the smallest and the largest constant λ, their parameters interpolated.
 
     Raises:
         ValueError: a λ or the configuration is not usable, or no trial succeeded.
@@ -50,11 +53,15 @@ def compare(
     config = replace(config, objective=replace(config.objective, lambda_sup=list(lambdas)))
     values = config.objective.lambdas
     _check(values, seeds, ell_bound)
+    if soup:
+        ends_of(values)
     directory = Path(config.output_dir) / f"{config.name}-compared"
     shared = prepare(replace(config, name="shared", output_dir=str(directory)))
-    comparison = Comparison(directory, config, values, seeds, ell_bound)
+    comparison = Comparison(directory, config, values, seeds, ell_bound, soup)
     comparison.save()
     failed = _run_all(comparison, shared, workers or _cores_for(comparison.trials))
+    if soup:
+        cook(comparison)
     return conclude(find(comparison, failed))
 
 

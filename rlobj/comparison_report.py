@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from statistics import fmean
@@ -21,24 +22,28 @@ from rlobj.lambdas import lambda_name
 from rlobj.pictures import Picture, Point
 from rlobj.pipeline import WARM_START, lambda_title, policy_curves, policy_history, samples, warnings_of
 from rlobj.progress import say
+from rlobj.soup import Soup, in_words, taste
 
 OVER = "over seeds and the episodes of each (ℓ: held-out rows)"
 
 
 def conclude(found: Findings) -> Path:
     """Write the results and the report, say what came out, and return the path of the report."""
-    write_results(found)
+    soup = taste(found.comparison, found.results)
+    write_results(found, {} if soup is None else {"soup": {**asdict(soup), "said": in_words(soup)}})
     directory = found.comparison.directory
-    path = write_comparison(found)
+    path = write_comparison(found, soup)
     say("")
     say(report.text_table([{"name": s.name, **s.mean} for s in found.summaries]))
+    if soup is not None:
+        say(f"\n{in_words(soup)}")
     say(f"\n{found.advice}\n\nreport   {path}\nresults  {directory / 'results.csv'}")
     if found.best is not None:
         say(f"policy   {directory / 'best_policy'}")
     return path
 
 
-def write_comparison(found: Findings) -> Path:
+def write_comparison(found: Findings, soup: Soup | None) -> Path:
     """Write report.html; return its path."""
     comparison, summaries = found.comparison, found.summaries
     path = comparison.directory / "report.html"
@@ -55,8 +60,14 @@ def write_comparison(found: Findings) -> Path:
         table=[{"name": s.name, **s.mean} for s in summaries],
         curves=_mean_curves(found.results),
         samples=_samples(found.results),
-        notes=[found.advice, _front(summaries), *_without_result(found), *_warnings(found.results)],
-        pictures=[*_pareto(_ends(summaries)), _profile(found), *_drift(found.results)],
+        notes=[
+            found.advice,
+            _front(summaries),
+            *([] if soup is None else [in_words(soup)]),
+            *_without_result(found),
+            *_warnings(found.results),
+        ],
+        pictures=[*_pareto({**_ends(summaries), **_soup_points(soup)}), _profile(found), *_drift(found.results)],
         intervals=OVER,
         extra=[
             "<h3>Which is better?</h3>"
@@ -103,7 +114,8 @@ def _names(first: Findings, second: Findings) -> tuple[str, str]:
 
 def _command(comparison: Comparison) -> str:
     words = ["rlobj", "compare", str(comparison.recipe), "--lambdas", *map(lambda_name, comparison.lambdas)]
-    return shlex.join([*words, "--seeds", str(comparison.seeds), "--ell_bound", f"{comparison.ell_bound:g}"])
+    words += ["--seeds", str(comparison.seeds), "--ell_bound", f"{comparison.ell_bound:g}"]
+    return shlex.join([*words, *(["--soup", str(comparison.soup)] if comparison.soup else [])])
 
 
 def _front(summaries: Sequence[Summary]) -> str:
@@ -164,6 +176,12 @@ def _ends(summaries: Sequence[Summary]) -> dict[str, list[Point]]:
     """Where each policy ended: return over ℓ."""
     ends = {s.name: (s.mean["ell"], s.mean["return"]) for s in summaries if {"ell", "return"} <= s.mean.keys()}
     return {name: [Point(ell[0], back[0], *back[1:], *ell[1:])] for name, (ell, back) in ends.items()}
+
+
+def _soup_points(soup: Soup | None) -> dict[str, list[Point]]:
+    points = [] if soup is None else [p for p in soup.points.values() if "ell" in p]
+    ends = [Point(p["ell"][0], p["return"][0], *p["return"][1:], *p["ell"][1:]) for p in points]
+    return {soup.name: ends} if soup is not None and ends else {}
 
 
 def _pareto(ends: Mapping[str, Sequence[Point]]) -> list[Picture]:

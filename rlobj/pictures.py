@@ -86,24 +86,22 @@ def _draw(picture: Picture, names: Sequence[str], axes: Any) -> None:
         if not points:
             continue
         place = names.index(name) if name in names else len(names) + number
-        drawn = (_line if picture.joined else _marks)(axes, name, points, COLOURS[place % len(COLOURS)])
+        drawn = (_line if picture.joined else _marks)(axes, points, COLOURS[place % len(COLOURS)])
         for artist in drawn:
             artist.set_gid(f"{SERIES}{place}")
-    axes.set(xlabel=picture.x, ylabel=picture.y)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+    axes.set(xlabel=picture.x, ylabel=picture.y)  # the page says which colour is whose
 
 
-def _line(axes: Any, name: str, points: Sequence[Point], colour: str) -> list[Any]:
+def _line(axes: Any, points: Sequence[Point], colour: str) -> list[Any]:
     x, y, low, high, *_ = zip(*points, strict=True)
     few = len(points) < 15
-    drawn = axes.plot(x, y, label=name, color=colour, linewidth=1.6, marker="o" if few else None, ms=3)
+    drawn = axes.plot(x, y, color=colour, linewidth=1.6, marker="o" if few else None, ms=3)
     if any(map(math.isfinite, low)):
         drawn.append(axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0))
     return list(drawn)
 
 
-def _marks(axes: Any, name: str, points: Sequence[Point], colour: str) -> list[Any]:
+def _marks(axes: Any, points: Sequence[Point], colour: str) -> list[Any]:
     drawn: list[Any] = []
     for point in points:
         # an interval that is not known has no bar
@@ -111,8 +109,7 @@ def _marks(axes: Any, name: str, points: Sequence[Point], colour: str) -> list[A
             "xerr": [[_length(point.x, point.x_low)], [_length(point.x_high, point.x)]],
             "yerr": [[_length(point.y, point.low)], [_length(point.high, point.y)]],
         }
-        label = None if drawn else name
-        mark, caps, lines = axes.errorbar(point.x, point.y, **bars, fmt="o", ms=5, capsize=2, color=colour, label=label)
+        mark, caps, lines = axes.errorbar(point.x, point.y, **bars, fmt="o", ms=5, capsize=2, color=colour)
         drawn += [mark, *caps, *lines]
     return drawn
 

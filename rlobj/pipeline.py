@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -577,37 +577,11 @@ class _Run:
             reference, held_out = self._load(self.directory / "warm_start"), self._rows(tokenizer)[1]
             table: list[dict[str, Any]] = []
             results: dict[str, Any] = {}
-            seeds = list(self.task.eval_seeds)
             for name, path in policies.items() if self.main else ():
-                with bar(name, len(seeds)) as progress:
-                    result = evaluate(
-                        self._load(path),
-                        tokenizer,
-                        self.task.make_eval_env,
-                        reward,
-                        self._sampling(),
-                        seeds,
-                        held_out,
-                        None if name == WARM_START else reference,
-                        sampling_seed=self.config.seed,
-                        on_error=self.config.reward.on_failure,
-                        patience=Patience(self.config.env.step_timeout, self.config.env.restarts),
-                        on_progress=progress.advance,
-                    )
-                kl = {"kl": (0.0, 0.0, 0.0)} if name == WARM_START else {}  # the warm start's to itself
-                table.append({"name": name, **result.metrics, **kl})
-                results[name] = {
-                    "per_episode": result.per_episode,
-                    "episodes": [
-                        {
-                            "seed": e.seed,
-                            "success": e.columns.get("success"),
-                            "messages": [*e.prompt, *e.completion],
-                            "rewards": {part.removeprefix("reward/"): v[n] for part, v in result.extra.items()},
-                        }
-                        for n, e in enumerate(result.episodes[:200])
-                    ],
-                }
+                metrics, results[name] = self.judge(
+                    name, self._load(path), None if name == WARM_START else reference, reward, tokenizer, held_out
+                )
+                table.append({"name": name, **metrics})
                 self._stop_if_asked()
             return {"table": table, "results": results}
 
@@ -616,6 +590,48 @@ class _Run:
         if self.main:
             atomic_write_json(self.directory / "summary.json", {"table": outputs["table"]})
         return outputs
+
+    def judge(
+        self,
+        name: str,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel | None,
+        reward: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        held_out: Sequence[SupervisedRow],
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A policy on the held-out episodes: metrics with intervals, and the values and episodes behind them.
+
+        Args:
+            reference: the warm start; None where the policy is the warm start itself.
+        """
+        seeds = list(self.task.eval_seeds)
+        with bar(name, len(seeds)) as progress:
+            result = evaluate(
+                policy,
+                tokenizer,
+                self.task.make_eval_env,
+                reward,
+                self._sampling(),
+                seeds,
+                held_out,
+                reference,
+                sampling_seed=self.config.seed,
+                on_error=self.config.reward.on_failure,
+                patience=Patience(self.config.env.step_timeout, self.config.env.restarts),
+                on_progress=progress.advance,
+            )
+        kl = {"kl": (0.0, 0.0, 0.0)} if reference is None else {}  # the warm start's to itself
+        episodes = [
+            {
+                "seed": e.seed,
+                "success": e.columns.get("success"),
+                "messages": [*e.prompt, *e.completion],
+                "rewards": {part.removeprefix("reward/"): v[n] for part, v in result.extra.items()},
+            }
+            for n, e in enumerate(result.episodes[:200])
+        ]
+        return {**result.metrics, **kl}, {"per_episode": result.per_episode, "episodes": episodes}
 
     def report(self, evaluation: dict[str, Any]) -> Path:
         path = self.directory / "report.html"
@@ -762,8 +778,37 @@ def report_again(run_dir: Path) -> Path:
     """
     if not (run_dir / "config.yaml").exists() or not (run_dir / "evaluation" / "stage.json").exists():
         raise ValueError(f"{run_dir} holds no finished run: expected what rlobj run or rlobj compare wrote")
-    config = load_recipe(str(run_dir / "config.yaml"), [f"--name={run_dir.name}", f"--output_dir={run_dir.parent}"])
+    config = _config_of(run_dir)
     return _Run(config, make_task(config)).report(read_outputs(run_dir / "evaluation"))
+
+
+def judge_made(
+    run_dir: Path,
+    ends: Sequence[Path],
+    made: Mapping[str, Callable[[PreTrainedModel, PreTrainedModel], PreTrainedModel]],
+) -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """Judge what is made of two policies on the held-out episodes of a finished run, as the run judged its own.
+
+    Args:
+        run_dir: the run whose configuration, warm start and reward are taken.
+        ends: folders of the two policies.
+        made: name -> what makes a policy of the two.
+
+    Yields: name, and for each metric its values by episode (ℓ: by held-out row).
+    """
+    config = _config_of(run_dir)
+    this = _Run(config, make_task(config))
+    warm = this.directory / "warm_start"
+    tokenizer, reference, reward = load_tokenizer(warm), this._load(warm), this.reward()
+    first, second = (this._load(path) for path in ends)
+    held_out = this._rows(tokenizer)[1]
+    for name, make in made.items():
+        yield name, this.judge(name, make(first, second), reference, reward, tokenizer, held_out)[1]["per_episode"]
+
+
+def _config_of(run_dir: Path) -> RunConfig:
+    """The configuration of a run, wherever its folder lies now."""
+    return load_recipe(str(run_dir / "config.yaml"), [f"--name={run_dir.name}", f"--output_dir={run_dir.parent}"])
 
 
 def load_summary(run_dir: Path) -> list[dict[str, Any]]:

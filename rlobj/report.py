@@ -41,7 +41,7 @@ CURVE_MEANINGS = {
 }
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d2530; --soft: #64707d; --line: #d9dee4; --paper: #fff; --user: #eef2f7;
+:root { color-scheme: light dark; --ink: #1d2530; --soft: #55606c; --line: #d9dee4; --paper: #fff; --user: #eef2f7;
   --agent: #dcefe3; --tool: #f6f1e3; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --soft: #9aa5b1; --line: #38414b; --paper: #161b21;
   --user: #252d37; --agent: #1f3a2c; --tool: #38331f; } }
@@ -50,23 +50,27 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 table { border-collapse: collapse; } .wide { overflow-x: auto; }
 th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper);
+  padding-left: 0; }
 .interval, .meaning, .role { color: var(--soft); font-size: .85em; }
 dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .2rem 1rem; } dt { font-weight: 600; }
 dd { margin: 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
-figure { margin: 0; } figure svg { width: 100%; height: auto; color: var(--ink); } figure svg text { fill: var(--ink); }
+figure { margin: 0; max-width: 36rem; }
+figure svg { width: 100%; height: auto; color: var(--ink); } figure svg text { fill: var(--ink); }
 figcaption, .numbers { color: var(--soft); font-size: .85em; }
 .numbers pre { max-height: 14rem; overflow: auto; color: var(--ink); }
 .controls { position: sticky; top: 0; z-index: 1; background: var(--paper); padding: .4rem 0; border: 0;
-  border-bottom: 1px solid var(--line); display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 1rem 0; }
+  border-bottom: 1px solid var(--line); display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 1rem 0;
+  max-height: 6.5rem; overflow-y: auto; }
 .controls legend { float: left; margin-right: 1rem; padding: 0; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: .2em; margin: 0 .3em; }
 [hidden] { display: none; }
 button { font: inherit; font-size: .85em; }
 :focus-visible { outline: 3px solid #2f9bd6; outline-offset: 2px; }
 @media (prefers-color-scheme: dark) { [data-series], .swatch { filter: brightness(1.5); } }
-@media print { .controls, button { display: none; } body { margin: 0; max-width: none; }
+@media print { .controls { position: static; max-height: none; } .controls input, button { display: none; }
+  body { margin: 0; max-width: none; }
   figure, .pair, tr { break-inside: avoid; } }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); gap: 1.5rem; }
 .said { padding: .35rem .7rem; margin: .3rem 0; border-radius: .6rem; background: var(--user); width: fit-content;
@@ -78,11 +82,13 @@ summary { cursor: pointer; margin: .6rem 0; }
 
 
 SCRIPT = """
-for (const controls of document.querySelectorAll('.controls')) controls.hidden = false;
-for (const box of document.querySelectorAll('[data-shows]')) box.addEventListener('change', () => {
-  for (const drawn of document.querySelectorAll(`[data-series="${box.dataset.shows}"]`))
-    drawn.style.display = box.checked ? '' : 'none';
-});
+for (const box of document.querySelectorAll('[data-shows]')) {
+  box.hidden = false;
+  box.addEventListener('change', () => {
+    for (const drawn of document.querySelectorAll(`[data-series="${box.dataset.shows}"]`))
+      drawn.style.display = box.checked ? '' : 'none';
+  });
+}
 for (const details of document.querySelectorAll('.numbers')) {
   const button = document.createElement('button'), numbers = details.querySelector('pre');
   button.textContent = 'Copy';
@@ -153,9 +159,9 @@ def write_report(
         intervals: what the intervals are over.
         extra: more HTML behind the table.
     """
-    names = [str(row["name"]) for row in table]
     learning = [Picture(name, "optimiser step", "", lines) for name, lines in curves.items()]
-    drawn = {name for picture in [*pictures, *learning] for name in picture.series}
+    drawn = [name for picture in [*pictures, *learning] for name in picture.series]
+    names = list(dict.fromkeys([*(str(row["name"]) for row in table), *drawn]))
     parts = [
         *[f"<p>{escape(note)}</p>" for note in notes],
         f"<h2>Evaluation</h2>{html_table(table)}",
@@ -186,16 +192,16 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
 
 
 def _controls(names: Sequence[str | None]) -> str:
-    """Boxes that show and hide a policy in all pictures; where scripts do not run there are none."""
-    if len(names) - names.count(None) < 2:
+    """Which colour a policy has in all pictures, with boxes that show and hide it; without scripts, without boxes."""
+    if not any(names):
         return ""
     boxes = "".join(
-        f"<label><input type='checkbox' checked data-shows='{number}'>"
+        f"<label><input type='checkbox' checked hidden data-shows='{number}'>"
         f"<span class='swatch' style='background: {COLOURS[number % len(COLOURS)]}'></span>{escape(name)}</label>"
         for number, name in enumerate(names)
         if name is not None
     )
-    return f"<fieldset class='controls' hidden><legend>Show</legend>{boxes}</fieldset>"
+    return f"<fieldset class='controls'><legend>Policies</legend>{boxes}</fieldset>"
 
 
 def _met(curves: Curves) -> dict[str, str]:

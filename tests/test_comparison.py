@@ -21,6 +21,7 @@ from rlobj.comparison import compare
 from rlobj.intervals import interquartile_mean, over_seeds, probability_of_improvement, share_above
 from rlobj.pipeline import WARM_START, lambda_title
 from rlobj.recipes import load_recipe
+from rlobj.soup import cook
 
 # Statistics -----------------------------------------------------------------------------------------------------------
 
@@ -131,7 +132,7 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(recipe):
-    return compare(recipe, [0.0, "lagrange:factor=1.1"], seeds=1).parent
+    return compare(recipe, [0.0, "lagrange:factor=1.1", 1.0], seeds=1, soup=2).parent
 
 
 def test_it_writes_a_table_for_people_and_for_programs(compared):
@@ -140,6 +141,7 @@ def test_it_writes_a_table_for_people_and_for_programs(compared):
     assert [(row["lambda"], row["policy"]) for row in rows] == [
         ("0", "warm start"), ("0", "λ = 0"),
         ("lagrange:factor=1.1", "warm start"), ("lagrange:factor=1.1", "λ = lagrange:factor=1.1"),
+        ("1", "warm start"), ("1", "λ = 1"),
     ]  # fmt: skip
     assert Dataset.from_parquet(str(compared / "results.parquet")).num_rows == len(rows)
     said = json.loads((compared / "summary.json").read_text(encoding="utf-8"))
@@ -147,6 +149,21 @@ def test_it_writes_a_table_for_people_and_for_programs(compared):
     page = (compared / "report.html").read_text(encoding="utf-8")
     assert "return against ℓ" in page
     assert "rlobj compare" in page
+
+
+def test_a_soup_is_judged_once_and_drawn_beside_what_was_trained(compared, capsys):
+    places = sorted(compared.glob("soup/seed-0/*/stage.json"))
+    assert [place.parent.name for place in places] == ["0.333333", "0.666667"]
+    values = json.loads(places[0].read_text(encoding="utf-8"))["outputs"]["per_episode"]
+    assert len(values["return"]) == len(values["kl"]) == int(SMALL["env.eval_episodes"])
+    page = (compared / "report.html").read_text(encoding="utf-8")
+    assert page.count("soup of λ = 0 and λ = 1,") >= 2, "its numbers stand behind the picture"
+    assert "--soup 2" in page
+    before = [place.stat().st_mtime_ns for place in places]
+    cook(load_comparison(compared))
+    assert [place.stat().st_mtime_ns for place in places] == before and capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="two numbers among lambdas"):
+        compare(load_comparison(compared).config, [0.0, "lagrange:factor=1.1"], 1, soup=2)
 
 
 def test_the_report_is_written_again_from_the_results(compared, capsys):
@@ -187,7 +204,7 @@ def test_the_warm_start_is_trained_once(compared):
         compared / "shared/reward_model/model.safetensors"
     ]
     warm = [json.loads(path.read_text())["outputs"]["says"] for path in compared.rglob("warm_start/stage.json")]
-    assert len(warm) == 3
+    assert len(warm) == 4
 
 
 def test_another_seed_trains_that_alone_and_is_another(recipe, compared):

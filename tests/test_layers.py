@@ -28,7 +28,7 @@ LAYERS = {
         "trainer",
     ),
     "3 story": (
-        "chat", "compared", "comparison", "comparison_report", "judging", "pipeline", "report", "stages",
+        "chat", "compared", "comparison", "comparison_report", "judging", "pipeline", "report", "soup", "stages",
         "tasks",
     ),
     "4 verbs": ("cli", "__main__"),
