@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rlobj import __version__
 from rlobj._origin import advice_on
@@ -33,6 +33,7 @@ Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
 
   rlobj run RECIPE [--dotted.name VALUE ...]   train, evaluate and report what a recipe says
   rlobj compare RECIPE --lambdas 0 0.1 1       several λ and seeds from one warm start: which λ?
+  rlobj tune RECIPE --space KEY=VALUES         search λ with other parameters, through Optuna
   rlobj report DIR [DIR]                       a report again, or two comparisons side by side
   rlobj chat RUN [--policy NAME]               talk to a trained policy
   rlobj reward RECIPE                          a recipe's reward model alone
@@ -95,7 +96,7 @@ def _count(text: str) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], None]] = {
-        "run": _run, "compare": _compare, "report": _report, "chat": _chat, "reward": _reward,
+        "run": _run, "compare": _compare, "tune": _tune, "report": _report, "chat": _chat, "reward": _reward,
         "try-reward": _try_reward, "judge": _judge,
         "serve-reward": _serve_reward, "list": _list, "new-domain": _new_domain,
     }  # fmt: skip
@@ -208,7 +209,13 @@ def _compare(arguments: list[str]) -> None:
         help="0 0.1 1, or 0,0.1,1, or forms such as lagrange:factor=1.1",
     )
     parser.add_argument("--seeds", type=int, default=5, help="seeds for each λ (default: 5)")
-    parser.add_argument("--workers", type=int, help="trials at once (default: one for each core; with a GPU, one)")
+    _add_engine(parser)
+    parser.add_argument(
+        "--early_stop",
+        type=float,
+        metavar="FACTOR",
+        help="give up a λ that is not among the best 1/FACTOR on the way (ASHA), such as 3",
+    )
     parser.add_argument(
         "--ell_bound",
         type=float,
@@ -233,7 +240,79 @@ def _compare(arguments: list[str]) -> None:
     validate(config)
     from rlobj.comparison import compare
 
-    compare(config, values, given.seeds, given.workers, given.ell_bound, given.soup)
+    compare(
+        config,
+        values,
+        given.seeds,
+        ell_bound=given.ell_bound,
+        soup=given.soup,
+        early_stop=given.early_stop,
+        engine=lambda jobs: _engine(given, jobs),
+    )
+
+
+def _tune(arguments: list[str]) -> None:
+    parser = _Parser(
+        prog="rlobj tune",
+        description="Search λ together with other parameters through Optuna: the highest true measure among the trials "
+        "whose ℓ is within the bound. The same command goes on where it stopped.",
+        epilog="any field of the recipe may follow, as in rlobj run: --training.steps 100",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `rlobj list`, or a YAML file")
+    parser.add_argument(
+        "--space",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="KEY=VALUES",
+        help="objective.lambda_sup=log:0.01..1 training.num_generations=4..16 training.beta='0|0.01'",
+    )
+    parser.add_argument("--trials", type=int, default=20, help="trials in all (default: 20)")
+    parser.add_argument("--workers", type=int, help="trials at once (default: one for each core; with a GPU, one)")
+    parser.add_argument(
+        "--ell_bound",
+        type=float,
+        default=1.25,
+        help="ℓ of at most so many times the warm start's (default: 1.25)",
+    )
+    given, overrides = parser.parse_known_args(arguments)
+    from rlobj.config import validate
+    from rlobj.recipes import load_recipe
+    from rlobj.search_space import read_space
+
+    config, space = load_recipe(given.recipe, overrides), read_space(given.space)
+    _be_calm()
+    validate(config)
+    from rlobj.tuning import tune
+
+    tune(config, space, given.trials, given.workers, given.ell_bound)
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    """What runs the trials, and how many at once."""
+    parser.add_argument("--workers", type=int, help="trials at once (default: one for each core; with a GPU, one)")
+    parser.add_argument(
+        "--engine",
+        choices=["processes", "ray"],
+        default="processes",
+        help="processes on this machine, or tasks of Ray (default: processes)",
+    )
+    parser.add_argument("--address", help="ray: the cluster's (default: a Ray on this machine)")
+    parser.add_argument("--cpus", type=float, default=1, help="ray: CPUs for each trial (default: 1)")
+    parser.add_argument("--gpus", type=float, default=0, help="ray: GPUs for each trial (default: 0)")
+    parser.add_argument(
+        "--retries", type=int, default=3, help="ray: times that a lost worker's trial is given to another (default: 3)"
+    )
+
+
+def _engine(given: argparse.Namespace, jobs: int) -> Any:
+    from rlobj.jobs import Processes
+    from rlobj.ray_jobs import RayJobs
+
+    if given.engine == "ray":
+        return RayJobs(given.address, given.cpus, given.gpus, given.retries)
+    return Processes(given.workers, jobs)
 
 
 def _report(arguments: list[str]) -> None:

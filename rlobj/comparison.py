@@ -1,28 +1,27 @@
 """Many λ, several seeds each, from one warm start and one reward model: what `rlobj compare` does.
 
-Every trial (a λ and a seed) is an ordinary run in a process of its own, judged on the same held-out episodes; this
-module plans them, runs as many at once as the machine has cores for, and says what came out.
+Every trial (a λ and a seed) is an ordinary run, judged on the same held-out episodes; this module plans them, hands
+them to an engine, gives up a hopeless λ where that is asked for, and says what came out.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
-
-import torch
+from typing import Any
 
 import rlobj.report as report
+from rlobj.asha import rungs
 from rlobj.compared import Comparison, Trial, find, score
 from rlobj.comparison_report import conclude
 from rlobj.config import RunConfig
+from rlobj.early_stopping import EarlyStopping
+from rlobj.jobs import Engine, Job, Processes, run_arguments
 from rlobj.lambdas import as_lambda, lambda_name
 from rlobj.pipeline import Interrupted, lambda_title, prepare
 from rlobj.progress import bar, say
@@ -34,17 +33,20 @@ def compare(
     config: RunConfig,
     lambdas: Sequence[float | str],
     seeds: int,
-    workers: int | None = None,
+    *,
     ell_bound: float = 1.25,
     soup: int = 0,
+    early_stop: float | None = None,
+    engine: Callable[[int], Engine] | None = None,
 ) -> Path:
     """Train every λ with every seed, unless it is done; write what came out, and return the path of the report.
 
     Args:
         lambdas: numbers, and texts that `as_lambda` takes.
-        workers: trials at once; None takes one for each core, or one where there is a GPU.
         ell_bound: the recommended λ has an ℓ of at most so many times the warm start's.
         soup: policies to judge between the smallest and the largest constant λ, their parameters interpolated.
+        early_stop: give up a λ that is not among the best 1/early_stop on the way (`rlobj.asha`).
+        engine: makes what runs the trials, given how many there are; None takes processes on this machine.
 
     Raises:
         ValueError: a λ or the configuration is not usable, or no trial succeeded.
@@ -55,11 +57,14 @@ def compare(
     _check(values, seeds, ell_bound)
     if soup:
         ends_of(values)
+    if early_stop is not None:
+        rungs(config.training.steps, early_stop)
     directory = Path(config.output_dir) / f"{config.name}-compared"
-    shared = prepare(replace(config, name="shared", output_dir=str(directory)))
     comparison = Comparison(directory, config, values, seeds, ell_bound, soup)
+    shared = prepare(replace(config, name="shared", output_dir=str(directory)))
     comparison.save()
-    failed = _run_all(comparison, shared, workers or _cores_for(comparison.trials))
+    stopping = EarlyStopping(comparison, early_stop)
+    failed = _run_all(comparison, shared, (engine or partial(Processes, None))(len(comparison.trials)), stopping)
     if soup:
         cook(comparison)
     return conclude(find(comparison, failed))
@@ -82,74 +87,63 @@ def _check(lambdas: Sequence[float | str], seeds: int, ell_bound: float) -> None
 # Trials ---------------------------------------------------------------------------------------------------------------
 
 
-def _cores_for(trials: Sequence[Trial]) -> int:
-    cores = 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
-    return min(cores, len(trials))
-
-
-def _run_all(comparison: Comparison, shared: Mapping[str, str], workers: int) -> list[Trial]:
-    """Run the trials in processes, `workers` at once; return those that failed."""
-    trials, recipe = comparison.trials, comparison.recipe
-    threads = str(max(len(os.sched_getaffinity(0)) // workers, 1))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    waiting, failed = list(trials), []
-    running: dict[subprocess.Popen[bytes], Trial] = {}
-    say(f"{len(trials)} trials, {workers} at once, {threads} threads each")
-    values = list(dict.fromkeys(trial.lambda_sup for trial in trials))
-    found: dict[float | str, list[float]] = {value: [] for value in values}
+def _run_all(comparison: Comparison, shared: Mapping[str, str], engine: Engine, stopping: EarlyStopping) -> list[Trial]:
+    """Give the trials to the engine; return those that failed."""
+    trials = [trial for trial in comparison.trials if trial.lambda_sup not in stopping.given_up]
+    jobs = {_job(trial, comparison.recipe, shared): trial for trial in trials}
+    waiting, failed = list(jobs), []
+    started: list[Trial] = []
+    say(f"{len(trials)} trials, {engine.about}")
     try:
         with graceful_signals() as stop, ExitStack() as stack:
-            bars = {
-                value: stack.enter_context(bar(lambda_title(value), len(trials) // len(values))) for value in values
-            }
-            while waiting or running:
+            table = _LiveTable(trials, stack)
+            while waiting or engine.running:
                 if stop.requested:
                     raise Interrupted(f"stopped; what was done is kept in {comparison.directory}")
-                while waiting and len(running) < workers:
-                    trial = waiting.pop(0)
-                    running[_start(trial, recipe, shared, environment)] = trial
+                while waiting and engine.has_room():
+                    engine.start(waiting[0])
+                    started.append(jobs[waiting.pop(0)])
                 time.sleep(0.2)
-                for process in [each for each in running if each.poll() is not None]:
-                    trial = running.pop(process)
-                    if process.returncode != 0:
-                        failed.append(trial)
-                        say(f"  {trial.name} failed: {_last_line(trial.log)} ({trial.log})")
-                        continue
-                    true, value = score(trial)
-                    found[trial.lambda_sup].append(value)
-                    progress = bars[trial.lambda_sup]
-                    progress.show(f"{report.METRICS[true][0]} {fmean(found[trial.lambda_sup]):.2f}")
-                    progress.advance(progress.n + 1)
+                for job, well in engine.ended():
+                    if well:
+                        table.done(jobs[job])
+                    elif jobs[job].lambda_sup not in stopping.given_up:
+                        failed.append(jobs[job])
+                        say(f"  {job.name} failed: {job.last_line} ({job.log})")
+                for value in stopping.look(started):
+                    waiting = [job for job in waiting if jobs[job].lambda_sup != value]
+                    for job in engine.running:
+                        if jobs[job].lambda_sup == value:
+                            engine.stop(job)
     finally:
-        _stop(running)
+        engine.close()
     return failed
 
 
-def _start(
-    trial: Trial, recipe: Path, shared: Mapping[str, str], environment: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    settings = {
+def _job(trial: Trial, recipe: Path, shared: Mapping[str, str]) -> Job:
+    settings: dict[str, Any] = {
         **shared,
         "name": trial.directory.name,
-        "output_dir": str(trial.directory.parent),
+        "output_dir": trial.directory.parent,
         "objective.lambda_sup": lambda_name(trial.lambda_sup),
-        "training.seed": str(trial.seed),
+        "training.seed": trial.seed,
     }
-    command = [sys.executable, "-m", "rlobj", "run", str(recipe)]
-    command += [word for key, value in settings.items() for word in (f"--{key}", value)]
-    trial.directory.mkdir(parents=True, exist_ok=True)
-    with open(trial.log, "ab") as log:
-        # its own session: Ctrl-C reaches this process alone, which then stops the others in order
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    return Job(trial.name, run_arguments(recipe, settings), trial.log)
 
 
-def _stop(running: Mapping[subprocess.Popen[bytes], Trial]) -> None:
-    for process in running:
-        process.send_signal(signal.SIGINT)  # they save, and end
-    for process in running:
-        process.wait()
+class _LiveTable:
+    """A line for each λ: how many of its seeds have ended, and what they reached."""
 
+    def __init__(self, trials: Sequence[Trial], stack: ExitStack) -> None:
+        values = [trial.lambda_sup for trial in trials]
+        self._bars = {
+            value: stack.enter_context(bar(lambda_title(value), values.count(value))) for value in dict.fromkeys(values)
+        }
+        self._found: dict[float | str, list[float]] = {value: [] for value in values}
 
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    def done(self, trial: Trial) -> None:
+        true, value = score(trial)
+        found, progress = self._found[trial.lambda_sup], self._bars[trial.lambda_sup]
+        found.append(value)
+        progress.show(f"{report.METRICS[true][0]} {fmean(found):.2f}")
+        progress.advance(progress.n + 1)

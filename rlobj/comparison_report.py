@@ -17,6 +17,7 @@ import rlobj.report as report
 from rlobj import __version__
 from rlobj.compared import Comparison, Findings, Summary, Trial, true_measure, write_results
 from rlobj.drift import against_kl, drift_pictures, mean_over_seeds
+from rlobj.early_stopping import kept_of
 from rlobj.intervals import Interval, mean_interval_over_seeds, share_above
 from rlobj.lambdas import lambda_name
 from rlobj.pictures import Picture, Point
@@ -123,8 +124,16 @@ def _front(summaries: Sequence[Summary]) -> str:
 
 
 def _without_result(found: Findings) -> list[str]:
-    missing = [trial for trial in found.comparison.trials if trial not in found.results]
-    return [f"{trial.name} has no result; its log is {trial.log}." for trial in missing]
+    given_up: dict[str, str] = kept_of(found.comparison).get("given up", {})
+    missing = [
+        trial
+        for trial in found.comparison.trials
+        if trial not in found.results and lambda_name(trial.lambda_sup) not in given_up
+    ]
+    return [
+        *(f"{why}." for why in given_up.values()),
+        *(f"{trial.name} has no result; its log is {trial.log}." for trial in missing),
+    ]
 
 
 def _warnings(results: Mapping[Trial, Any]) -> list[str]:

@@ -49,6 +49,7 @@ from rlobj.runs import (
     atomic_write_json,
     atomic_write_text,
     content_digest,
+    done_with,
     graceful_signals,
     mark_done,
     read_outputs,
@@ -59,7 +60,7 @@ from rlobj.stages import Stage, check_half_done, make_ready
 from rlobj.stream import Source
 from rlobj.supervised import SupervisedRow, quiet, warm_start
 from rlobj.tasks import HELD_OUT, MODEL_USER, Task, make_task
-from rlobj.tracking import METRICS
+from rlobj.tracking import METRICS, read_metrics
 from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
 from rlobj.validation import TRAIN, composed
 
@@ -135,6 +136,14 @@ def policy_history(run_dir: Path, lambda_sup: float | str) -> list[dict[str, Any
     """The training log of the policy of one λ."""
     history: list[dict[str, Any]] = read_outputs(lambda_directory(run_dir, lambda_sup))["history"]
     return history
+
+
+def policy_log(run_dir: Path, lambda_sup: float | str) -> list[dict[str, Any]]:
+    """The training log of the policy of one λ as far as it has come, of a training that runs, too."""
+    directory = lambda_directory(run_dir, lambda_sup)
+    if done_with(directory) is not None:
+        return policy_history(run_dir, lambda_sup)
+    return read_metrics(directory.parent / "checkpoints" / directory.name)
 
 
 def policy_curves(run_dir: Path, lambda_sup: float | str) -> dict[str, list[Point]]:

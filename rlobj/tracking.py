@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -37,6 +38,15 @@ class MetricsLog(TrainerCallback):
             line = json.dumps(finite({"step": state.global_step, **logs}), ensure_ascii=False, allow_nan=False)
             with open(Path(args.output_dir) / METRICS, "a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """What METRICS in this folder has so far, of a training that runs, too; nothing where there is none."""
+    try:
+        lines = (directory / METRICS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if math.isfinite(_step(line))]
 
 
 def _step(line: str) -> float:

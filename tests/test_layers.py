@@ -15,21 +15,25 @@ HOME = Path(__file__).parents[1]
 
 LAYERS = {
     "0 pure": (
-        "_origin", "chat_format", "intervals", "objective", "row_cache", "runs", "sampling", "schedules", "spelling",
-        "stream", "trajectories",
+        "_origin", "asha", "chat_format", "intervals", "objective", "row_cache", "runs", "sampling", "schedules",
+        "spelling", "stream", "trajectories",
     ),
     "1 parts": (
         "adapters", "alarms", "callbacks", "checkpoints", "completions", "config", "controllers", "critic", "data",
-        "drift", "encoder_policy", "estimators", "lambdas", "pictures", "policies", "progress", "recipes", "sharding",
-        "steering", "tracking", "trl_fields", "try_reward", "validation",
+        "drift", "encoder_policy", "estimators", "lambdas", "pictures", "policies", "progress", "recipes",
+        "search_space", "sharding", "steering", "trackers", "tracking", "trl_fields", "try_reward", "validation",
+    ),
+    "2 loops": (
+        "bad_steps", "dialogue_play", "evaluation", "kl", "model_user", "reward_watch", "rollout", "supervised",
+        "trainer",
     ),
     "2 loops": (
         "bad_steps", "dialogue_play", "evaluation", "kl", "model_user", "reward_watch", "rollout", "supervised",
         "trainer",
     ),
     "3 story": (
-        "chat", "compared", "comparison", "comparison_report", "judging", "pipeline", "report", "soup", "stages",
-        "tasks",
+        "chat", "compared", "comparison", "comparison_report", "early_stopping", "jobs", "judging", "pipeline",
+        "ray_jobs", "report", "searched", "soup", "stages", "tasks", "tuning", "tuning_report",
     ),
     "4 verbs": ("cli", "__main__"),
 }  # fmt: skip

@@ -100,7 +100,13 @@ def _leaves() -> dict[str, Any]:
     return leaves
 
 
-def _check_key(key: str, where: str) -> None:
+def field_type(key: str) -> Any:
+    """The type of the field of a dotted name; None below a mapping."""
+    return _leaves().get(key)
+
+
+def check_key(key: str, where: str) -> None:
+    """Raise ValueError, naming the nearest, unless a field has this dotted name."""
     leaves = _leaves()
     parent = key.rsplit(".", 1)[0]
     while parent not in leaves and "." in parent:
@@ -138,7 +144,7 @@ def _check_arguments(arguments: Sequence[str]) -> None:
         key, equals, value = argument[2:].partition("=")
         key = key.rstrip("+")
         if key not in own:
-            _check_key(key, "the command line")
+            check_key(key, "the command line")
         elif key == "config" and (equals or at + 1 < len(arguments)):
             _check_file(Path(value if equals else arguments[at + 1]))
 
@@ -155,14 +161,14 @@ def _check_file(path: Path) -> None:
         raise ValueError(f"{path}: expected keys such as name and env, got {type(tree).__name__}")
     sections = dict(_sections())
     for name, value in tree.items():
-        _check_key(str(name), str(path))
+        check_key(str(name), str(path))
         if name in sections and not isinstance(value, dict):
             raise ValueError(
                 f"{name} in {path} is {value!r}: expected a section of keys, "
                 f"such as {name}.{dataclasses.fields(sections[name])[0].name}"
             )
         for key in value if name in sections else ():
-            _check_key(f"{name}.{key}", str(path))
+            check_key(f"{name}.{key}", str(path))
 
 
 def _yaml_problem(error: Exception) -> str:
