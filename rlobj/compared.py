@@ -23,6 +23,7 @@ from rlobj.intervals import (
     interquartile_mean,
     over_seeds,
     probability_of_improvement,
+    share_above,
 )
 from rlobj.lambdas import lambda_name
 from rlobj.pipeline import WARM_START, lambda_directory, lambda_title
@@ -145,7 +146,7 @@ def summarise(results: Mapping[Trial, Mapping[str, Any]]) -> list[Summary]:
         over_zero = (
             None if 0.0 not in scores or value == 0.0 else probability_of_improvement(scores[value], scores[0.0])
         )
-        over_warm = probability_of_improvement(scores[value], [fmean(warm[0][true])])
+        over_warm = share_above(scores[value], fmean(warm[0][true]))
         best = not any(
             other[0] >= ends[value][0] and other[1] <= ends[value][1] and other != ends[value]
             for other in ends.values()

@@ -90,7 +90,7 @@ def _check(lambdas: Sequence[float | str], seeds: int, ell_bound: float) -> None
 def _run_all(comparison: Comparison, shared: Mapping[str, str], engine: Engine, stopping: EarlyStopping) -> list[Trial]:
     """Give the trials to the engine; return those that failed."""
     trials = [trial for trial in comparison.trials if trial.lambda_sup not in stopping.given_up]
-    jobs = {_job(trial, comparison.recipe, shared): trial for trial in trials}
+    jobs = {_job(trial, comparison.recipe, shared, comparison.config.name): trial for trial in trials}
     waiting, failed = list(jobs), []
     started: list[Trial] = []
     say(f"{len(trials)} trials, {engine.about}")
@@ -120,13 +120,14 @@ def _run_all(comparison: Comparison, shared: Mapping[str, str], engine: Engine, 
     return failed
 
 
-def _job(trial: Trial, recipe: Path, shared: Mapping[str, str]) -> Job:
+def _job(trial: Trial, recipe: Path, shared: Mapping[str, str], project: str) -> Job:
     settings: dict[str, Any] = {
         **shared,
         "name": trial.directory.name,
         "output_dir": trial.directory.parent,
         "objective.lambda_sup": lambda_name(trial.lambda_sup),
         "training.seed": trial.seed,
+        "training.project": project,
     }
     return Job(trial.name, run_arguments(recipe, settings), trial.log)
 

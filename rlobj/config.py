@@ -264,8 +264,18 @@ class TrainingConfig:
     token)"""
     max_bad_steps: int = 3
     """give up after so many non-finite steps in a row (each is skipped)"""
+    report_to: str | list[str] = "none"
+    """trackers that are told what is logged, too: tensorboard, trackio, wandb, or several"""
+    project: str | None = None
+    """what trackers call the whole; null takes the run's name"""
     trl: dict[str, Any] = field(default_factory=dict)
     """any other field of trl.GRPOConfig"""
+
+    @property
+    def trackers(self) -> list[str]:
+        """report_to as a list."""
+        given = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        return [name for name in given if name != "none"]
 
 
 @dataclass(frozen=True, slots=True)

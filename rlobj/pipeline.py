@@ -60,6 +60,7 @@ from rlobj.stages import Stage, check_half_done, make_ready
 from rlobj.stream import Source
 from rlobj.supervised import SupervisedRow, quiet, warm_start
 from rlobj.tasks import HELD_OUT, MODEL_USER, Task, make_task
+from rlobj.trackers import begin_run, end_run
 from rlobj.tracking import METRICS, read_metrics
 from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
 from rlobj.validation import TRAIN, composed
@@ -70,6 +71,8 @@ NORMALISED_ON = 256
 CHECKPOINTS_AT_ONCE = 3
 """The latest, the one to fall back on, and one that is being written."""
 LAMBDA_CURVE = "λ"
+TOLD_TO_OTHERS = ("report_to", "project")
+"""Fields of training that its result does not depend on."""
 CURVES = {
     "environment/success": "task success in training",
     "objective/return": "mean return R̂",
@@ -450,7 +453,7 @@ class _Run:
         inputs = {
             **self.warm_stage().inputs,
             **self.reward_inputs(),
-            **_named("training", asdict(config.training)),
+            **_named("training", {k: v for k, v in asdict(config.training).items() if k not in TOLD_TO_OTHERS}),
             **_named("rollout", asdict(config.rollout)),
             **(_named("ppo", asdict(config.ppo)) if config.training.estimator == "ppo" else {}),
             **_named("objective", asdict(config.objective)),
@@ -470,6 +473,14 @@ class _Run:
             warm = self.directory / "warm_start"
             tokenizer = load_tokenizer(warm)
             args = self._grpo_config(stage.checkpoints)
+            begin_run(
+                config.training.trackers,
+                args,
+                project=config.training.project or config.name,
+                group=lambda_title(lambda_sup),
+                run=f"seed {config.policy_seed}",
+                directory=self.directory / "trackers",
+            )
             trainer = ObjectiveTrainer(
                 self._load(warm),
                 args=args,
@@ -508,6 +519,7 @@ class _Run:
                 say(f"  {trained:,} of {every:,} parameters are trained")
             trainer.exact_resume = config.on_change != "continue"
             trainer.train(resume_from_checkpoint=self._resume(stage))
+            end_run(config.training.trackers)
             self._stop_if_asked()
             if config.policy.peft is not None:
                 trainer.model = merged(trainer.accelerator.unwrap_model(trainer.model))

@@ -49,6 +49,10 @@ def validate(config: RunConfig) -> RunConfig:
     _check_reward_function(config.reward)
     check_trl_fields(config)  # last, with what stands on it: it imports TRL
     _check_batch(config.training)
+    if config.training.trackers:
+        from rlobj.trackers import check_trackers
+
+        check_trackers(config.training.trackers)
     return config
 
 

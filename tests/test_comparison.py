@@ -73,7 +73,8 @@ def test_a_performance_profile_is_the_share_above_a_level():
     share, low, high = share_above([0.1, 0.2, 0.3, 0.4], 0.25)
     assert share == 0.5
     assert 0 <= low < 0.5 < high <= 1
-    assert share_above([0.5, 0.6], 0.1) == (1, 1, 1)
+    # Wilson at 2 of 2: (1 + z²/4 ± z √(z²/16)/2) / (1 + z²/2), whose ends are 1 / (1 + z²/2) and 1
+    assert share_above([0.5, 0.6], 0.1) == pytest.approx((1, 1 / (1 + 1.959964**2 / 2), 1))
     assert math.isnan(share_above([0.5], 0.1)[1])
 
 
@@ -119,6 +120,7 @@ def test_a_dominated_lambda_is_not_on_the_front():
     found = summarise({Trial(v, seed, Path()): result(v, *ends) for v, ends in levels.items() for seed in range(2)})
     assert {s.lambda_sup for s in found if s.on_front} == {0.0, 0.1}
     assert found[3].better_than_zero[0] == 0
+    assert found[1].better_than_warm_start == share_above([0.9, 0.9], 0.9), "as good is not better"
 
 
 # From end to end ------------------------------------------------------------------------------------------------------
