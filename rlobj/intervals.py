@@ -124,8 +124,8 @@ def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -
 
 
 def share_above(values: Sequence[float], level: float) -> Interval:
-    """Share of the values above a level, with Wilson's interval: a point of a performance profile, or how often a seed is
-    better than one fixed policy. A bootstrap of few seeds that are all above would have no width.
+    """Share of the values above a level, with Wilson's interval: a point of a performance profile, or how often a seed
+    is better than one fixed policy. A bootstrap of few seeds that are all above would have no width.
 
     Returns: (share, low, high); the ends are NaN for a single value.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,4 +100,7 @@ def _run_here(arguments: Sequence[str], log: str, directory: str, threads: str) 
         runpy.run_module("rlobj", run_name="__main__")
     except SystemExit as end:
         return int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()  # into the log; Ray would keep it to itself
+        return 1
     return 0
