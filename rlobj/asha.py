@@ -25,17 +25,16 @@ def rungs(steps: int, eta: float) -> list[int]:
     return sorted({step for power in range(1, RUNGS + 1) if (step := int(steps / eta**power)) >= 1})
 
 
-def hopeless(scores: Mapping[str, Sequence[float]], name: str, eta: float) -> bool:
-    """Whether a setting is not among the best 1/η at a rung.
+def left_behind(scores: Mapping[str, float], eta: float) -> list[str]:
+    """The settings that are not among the best 1/η at a rung; none, while fewer than η have come.
 
     Args:
-        scores: setting -> what each of its seeds had reached, more is better; of those that have come so far.
+        scores: setting -> what it had reached, more is better; of those that have come so far.
     """
-    means = {each: fmean(values) for each, values in scores.items() if values}
-    if len(means) < eta:
-        return False
-    best = sorted(means.values(), reverse=True)[: math.ceil(len(means) / eta)]
-    return means[name] < best[-1]
+    if len(scores) < eta:
+        return []
+    best = sorted(scores.values(), reverse=True)[: math.ceil(len(scores) / eta)]
+    return [name for name, score in scores.items() if score < best[-1]]
 
 
 def reached(log: Sequence[Mapping[str, float]], step: int, before: int, measures: Sequence[str]) -> float | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
-from rlobj.asha import hopeless, reached, rungs
+from rlobj.asha import left_behind, reached, rungs
 from rlobj.compared import Comparison, Trial
 from rlobj.lambdas import lambda_name
 from rlobj.pipeline import lambda_title, policy_log
@@ -49,26 +50,34 @@ class EarlyStopping:
         Args:
             trials: all that were begun.
         """
-        given_up: list[float | str] = []
+        new = False
         for trial in trials:
             name, seed = lambda_name(trial.lambda_sup), str(trial.seed)
             open_rungs = [step for step in self.rungs if seed not in self._scores.get(str(step), {}).get(name, {})]
             log = policy_log(trial.directory, trial.lambda_sup) if open_rungs and name not in self._why else []
             for step in open_rungs:
-                score = reached(log, step, max([0, *(each for each in self.rungs if each < step)]), MEASURES)
-                if score is None or name in self._why:
+                before = max([0, *(each for each in self.rungs if each < step)])
+                score = reached(log, step, before, MEASURES)
+                if score is not None:
+                    self._scores.setdefault(str(step), {}).setdefault(name, {})[seed] = score
+                    new = True
+        return self._give_up() if new else []
+
+    def _give_up(self) -> list[float | str]:
+        assert self.eta is not None
+        given_up: list[float | str] = []
+        for step, of_rung in self._scores.items():
+            means = {name: fmean(seeds.values()) for name, seeds in of_rung.items()}
+            for name in left_behind(means, self.eta):
+                if name in self._why or name not in self._names:
                     continue
-                of_rung = self._scores.setdefault(str(step), {})
-                of_rung.setdefault(name, {})[seed] = score
-                assert self.eta is not None
-                if hopeless({each: list(seeds.values()) for each, seeds in of_rung.items()}, name, self.eta):
-                    self._why[name] = (
-                        f"{lambda_title(trial.lambda_sup)} was given up at step {step} of seed {trial.seed}: what it "
-                        f"had reached in training, {score:.2f}, was not among the best 1/{self.eta:g} of all λ there"
-                    )
-                    given_up.append(trial.lambda_sup)
-                    say(f"  {self._why[name]}")
-                atomic_write_json(self.path, {"rungs": self.rungs, "scores": self._scores, "given up": self._why})
+                self._why[name] = (
+                    f"{lambda_title(self._names[name])} was given up: at step {step} it had reached {means[name]:.2f} "
+                    f"in training, not among the best 1/{self.eta:g} of the {len(means)} λ that had come there"
+                )
+                given_up.append(self._names[name])
+                say(f"  {self._why[name]}")
+        atomic_write_json(self.path, {"rungs": self.rungs, "scores": self._scores, "given up": self._why})
         return given_up
 
 

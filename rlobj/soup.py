@@ -148,9 +148,9 @@ def taste(comparison: Comparison, results: Mapping[Trial, Mapping[str, Mapping[s
 def _gaps(
     ends: tuple[float, float],
     cooked: Mapping[int, Mapping[float, PerEpisode]],
-    trained: Mapping[tuple[float | str, int], PerEpisode],
+    trained: Mapping[tuple[float, int], PerEpisode],
 ) -> dict[float, Interval]:
-    inside = sorted({value for value, _ in trained if isinstance(value, float) and ends[0] < value < ends[1]})
+    inside = sorted({value for value, _ in trained if ends[0] < value < ends[1]})
     gaps: dict[float, list[float]] = {value: [] for value in inside}
     for seed, of_seed in cooked.items():
         line = [_ell_and_return(each) for each in [*of_seed.values(), *(trained[end, seed] for end in ends)]]

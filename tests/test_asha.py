@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlobj.asha import hopeless, reached, rungs
+from rlobj.asha import left_behind, reached, rungs
 
 
 def test_rungs_are_fractions_of_the_training():
@@ -17,13 +17,9 @@ def test_rungs_are_fractions_of_the_training():
 
 
 def test_the_best_third_goes_on():
-    scores = {"a": [0.9], "b": [0.5], "c": [0.1], "d": [0.4]}  # of four the best ⌈4/3⌉ = 2
-    assert [name for name in scores if hopeless(scores, name, 3)] == ["c", "d"]
-    assert not any(hopeless({"a": [0.9], "b": [0.1]}, name, 3) for name in "ab"), "two are too few to tell a third"
-    seeds = {"a": [0.0, 1.0], "b": [0.4, 0.4], "c": [0.1]}  # means 0.5, 0.4, 0.1
-    assert [name for name in seeds if hopeless(seeds, name, 3)] == ["b", "c"]
-    equal = {name: [0.0] for name in "abcd"}
-    assert not any(hopeless(equal, name, 3) for name in equal), "where all are equal, none is behind"
+    assert left_behind({"a": 0.9, "b": 0.5, "c": 0.1, "d": 0.4}, 3) == ["c", "d"]  # of four the best ⌈4/3⌉ = 2 go on
+    assert left_behind({"a": 0.9, "b": 0.1}, 3) == [], "two are too few to tell a third"
+    assert left_behind(dict.fromkeys("abcd", 0.0), 3) == [], "where all are equal, none is behind"
 
 
 def test_the_best_is_seldom_given_up():
@@ -31,9 +27,9 @@ def test_the_best_is_seldom_given_up():
     rng = np.random.default_rng(0)
     lost = 0
     for _ in range(200):
-        scores = {str(rate): [rng.binomial(40, rate) / 40] for rate in (0.2, 0.4, 0.6, 0.8)}
-        lost += hopeless(scores, "0.8", 4)
-        assert hopeless(scores, "0.2", 4)
+        behind = left_behind({str(rate): rng.binomial(40, rate) / 40 for rate in (0.2, 0.4, 0.6, 0.8)}, 4)
+        lost += "0.8" in behind
+        assert "0.2" in behind
     assert lost < 10
 
 
