@@ -103,13 +103,15 @@ def _line(axes: Any, points: Sequence[Point], colour: str) -> list[Any]:
 
 def _marks(axes: Any, points: Sequence[Point], colour: str) -> list[Any]:
     drawn: list[Any] = []
+    # many of one kind stand behind the single ones
+    look = {"ms": 3, "elinewidth": 0.7, "capsize": 0, "alpha": 0.7} if len(points) > 1 else {"ms": 5, "capsize": 2}
     for point in points:
         # an interval that is not known has no bar
         bars = {
             "xerr": [[_length(point.x, point.x_low)], [_length(point.x_high, point.x)]],
             "yerr": [[_length(point.y, point.low)], [_length(point.high, point.y)]],
         }
-        mark, caps, lines = axes.errorbar(point.x, point.y, **bars, fmt="o", ms=5, capsize=2, color=colour)
+        mark, caps, lines = axes.errorbar(point.x, point.y, **bars, fmt="o", color=colour, **look)
         drawn += [mark, *caps, *lines]
     return drawn
 

@@ -55,7 +55,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 .interval, .meaning, .role { color: var(--soft); font-size: .85em; }
 dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .2rem 1rem; } dt { font-weight: 600; }
 dd { margin: 0; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; max-width: 36rem; }
 figure svg { width: 100%; height: auto; color: var(--ink); } figure svg text { fill: var(--ink); }
 figcaption, .numbers { color: var(--soft); font-size: .85em; }
