@@ -18,7 +18,7 @@ STUDY = "study.db"
 BEST = "best.yaml"
 """The recipe with the best trial's parameters."""
 METRICS, ELL_EXCESS = "metrics", "ell above the bound"
-"""What a record of the storage holds: the evaluation, each metric (mean, low, high), and ℓ less the bound."""
+"""What a trial's record holds: its evaluation, each metric (mean, low, high); a constraint, its ℓ less the bound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ in the directory, so the same command goes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,7 @@ def tune(config: RunConfig, space: Space, trials: int, workers: int | None = Non
         study_name=search.name,
         direction="maximize",
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(
-            seed=config.seed, multivariate=True, constant_liar=True, constraints_func=_constraints
-        ),
+        sampler=optuna.samplers.TPESampler(seed=config.seed, multivariate=True, constant_liar=True),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=config.training.steps // LOOKS),
     )
     with graceful_signals() as stop:
@@ -83,10 +81,6 @@ def _check(search: Search) -> None:
             f"objective.lambda_sup has {len(given)} values: search it (--space objective.lambda_sup=log:0.01..1), or "
             "give one (--objective.lambda_sup 0.1)"
         )
-
-
-def _constraints(trial: Any) -> Sequence[float]:
-    return [trial.user_attrs.get(ELL_EXCESS, 0.0)]
 
 
 # Trials ---------------------------------------------------------------------------------------------------------------
@@ -171,7 +165,7 @@ class _Loop:
         true = true_measure(metrics)
         trial.set_user_attr(METRICS, metrics)
         if "ell" in metrics:
-            trial.set_user_attr(ELL_EXCESS, metrics["ell"][0] - self.search.ell_bound * warm["ell"][0])
+            trial.set_constraint(ELL_EXCESS, metrics["ell"][0] - self.search.ell_bound * warm["ell"][0])
         self.study.tell(trial, metrics[true][0])
         say(f"  {job.name}: {report.METRICS[true][0]} {metrics[true][0]:.3f}")
 

@@ -17,7 +17,7 @@ from rlobj.pipeline import lambda_directory
 from rlobj.progress import say
 from rlobj.runs import atomic_write_json, atomic_write_text
 from rlobj.search_space import Range
-from rlobj.searched import BEST, ELL_EXCESS, METRICS, Search
+from rlobj.searched import BEST, METRICS, Search
 
 
 def conclude(search: Search, study: Any) -> Path:
@@ -32,12 +32,15 @@ def conclude(search: Search, study: Any) -> Path:
         raise ValueError(f"no trial has a result; the first one's log: {search.log_of(0)}")
     true = true_measure(done[0].user_attrs[METRICS])
     done.sort(key=lambda trial: trial.user_attrs[METRICS][true][0], reverse=True)
-    within = [trial for trial in done if trial.user_attrs.get(ELL_EXCESS, 0.0) <= 0]
+    within = [trial for trial in done if all(excess <= 0 for excess in trial.constraints.values())]
     best = within[0] if within else None
     advice = _advice(search, best, true)
     if best is not None:
         atomic_write_text(search.directory / BEST, dump(search.config_of(best.params)))
-    summary = [{"trial": t.number, "state": t.state.name.lower(), "values": t.params, **t.user_attrs} for t in trials]
+    summary = [
+        {"trial": t.number, "state": t.state.name.lower(), "values": t.params, **t.user_attrs, **t.constraints}
+        for t in trials
+    ]
     number = None if best is None else best.number
     atomic_write_json(search.directory / "summary.json", {"best": number, "said": advice, "trials": summary})
     path = search.directory / "report.html"

@@ -97,14 +97,14 @@ def study_of(ends):
     }
     for value, success, back, excess in ends:
         metrics = {"success": (success,) * 3, "return": (back,) * 3, "ell": (1 + excess,) * 3}
-        study.add_trial(
-            optuna.trial.create_trial(
-                params={"objective.lambda_sup": value, "training.estimator": "rloo"},
-                distributions=space,
-                value=success,
-                user_attrs={METRICS: metrics, ELL_EXCESS: excess},
-            )
+        trial = optuna.trial.create_trial(
+            params={"objective.lambda_sup": value, "training.estimator": "rloo"},
+            distributions=space,
+            value=success,
+            user_attrs={METRICS: metrics},
         )
+        trial.set_constraint(ELL_EXCESS, excess)
+        study.add_trial(trial)
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
     return study
 
