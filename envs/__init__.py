@@ -1,7 +1,7 @@
 """Gymnasium text environments: what a language policy can be rewarded in. They need neither torch nor rlobj.
 
 Importing this package registers `rlobj/CustomerService-v0`, `rlobj/Classification-v0`, `rlobj/Recommendation-v0`,
-`rlobj/Dialogue-v0` and `rlobj/MovieBooking-v0`.
+`rlobj/Dialogue-v0`, `rlobj/MovieBooking-v0` and `rlobj/RandomWalk-v0`.
 """
 
 from gymnasium.envs.registration import register
@@ -33,3 +33,4 @@ _register("Classification", "envs.classification:ClassificationEnv")
 _register("Recommendation", "envs.recommendation:RecommendationEnv")
 _register("Dialogue", "envs.dialogue:DialogueEnv")
 _register("MovieBooking", "envs.movie_booking:MovieBookingEnv")
+_register("RandomWalk", "envs.random_walk:RandomWalkEnv")
