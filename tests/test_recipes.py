@@ -17,7 +17,7 @@ RECIPES = sorted(recipes())
 def test_the_recipes_that_the_readme_names_are_shipped() -> None:
     assert RECIPES == [
         "banking-intents", "corpus-dialogue", "customer-intents", "customer-service", "environment",
-        "financial-sentiment", "movie-booking", "recommendation",
+        "financial-sentiment", "movie-booking", "random-walk", "recommendation",
     ]  # fmt: skip
 
 
