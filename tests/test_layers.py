@@ -27,10 +27,6 @@ LAYERS = {
         "bad_steps", "dialogue_play", "evaluation", "kl", "model_user", "reward_watch", "rollout", "supervised",
         "trainer",
     ),
-    "2 loops": (
-        "bad_steps", "dialogue_play", "evaluation", "kl", "model_user", "reward_watch", "rollout", "supervised",
-        "trainer",
-    ),
     "3 story": (
         "chat", "compared", "comparison", "comparison_report", "early_stopping", "jobs", "judging", "pipeline",
         "ray_jobs", "report", "searched", "soup", "stages", "tasks", "tuning", "tuning_report",
