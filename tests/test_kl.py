@@ -176,7 +176,7 @@ def test_the_entropy_bonus_leads_to_the_known_optimum(tmp_path):
 def test_settings_that_cannot_be(policy, tmp_path):
     with pytest.raises(ValueError, match="expected a beta above 0 to begin with"):
         in_an_environment(policy, tmp_path, 0.1, beta_target=0.1)
-    with pytest.raises(ValueError, match="top_p, top_k or min_p cut"):
+    with pytest.raises(ValueError, match="top_p, top_k, min_p or repetition_penalty change"):
         in_an_environment(policy, tmp_path, 0.1, beta=0.1, kl_in="reward", top_k=5)
     with pytest.raises(ValueError, match="episodes that are sampled"):
         bandit_trainer(tmp_path, "exact", num_generations=1, beta=0.1, kl_in="reward")
