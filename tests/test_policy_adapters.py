@@ -97,7 +97,8 @@ def test_a_saved_adapter_loads_on_its_base(tmp_path):
 @pytest.mark.parametrize("method", ["lora", "adalora", "ia3"])
 def test_recipes_train_an_adapter_and_save_whole_policies(tmp_path, capsys, method):
     run = small_run("customer-service", tmp_path, policy__peft=f"{{method: {method}}}", objective__lambda_sup="[0.1]",
-                    reward__kind="environment", training__kl_every=1, training__steps=6).parent  # fmt: skip
+                    reward__kind="environment", training__kl_every=1, training__steps=6,
+                    training__learning_rate=1e-2).parent  # fmt: skip
     assert "parameters are trained" in capsys.readouterr().out
     warm, policy = (load_file(run / name / "model.safetensors") for name in ("warm_start", "policies/lambda=0.1"))
     assert warm.keys() == policy.keys(), "merged"
