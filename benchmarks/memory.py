@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     given = parser.parse_args()
     silence()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # so small a policy only waits for a second one
     with tempfile.TemporaryDirectory() as folder:
         trainer = both(folder, SMALL, False, max_steps=given.steps, logging_steps=10)[1]
         quiet(trainer)
