@@ -9,7 +9,7 @@ SPEED := rl_step rollouts classification_as_action lambda_cost floor memory
 # A worker for each core, whose tests use one thread; a file's tests share what they train, so they stay together.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-slow lint format type bench clean
+.PHONY: demo test test-slow test-learning lint format type bench clean
 
 demo: .venv/.installed
 	$(BIN)/rlobj run customer-service
@@ -19,6 +19,9 @@ test: .venv/.installed
 
 test-slow: .venv/.installed
 	$(PYTEST) -m "slow or not slow"
+
+test-learning: .venv/.installed
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_learning.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check --quiet .

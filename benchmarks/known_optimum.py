@@ -1,7 +1,8 @@
 """Two small environments whose best return is known, and policies that begin from nothing: does an estimator learn?
 
-`Bandit`: a contextual bandit for an encoder policy; the best arm of every context stands in a table. `Chain`: a walk for
-a causal policy, one step a token, whose best return dynamic programming gives, and where what pays at once pays little.
+`Bandit`: a contextual bandit for an encoder policy; the best arm of every context stands in a table. `Chain`: a walk
+for a causal policy, one step a token, whose best return dynamic programming gives, and where what pays at once pays
+little.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ class Chain(TextEnv):
     """A walk along places 0 to N − 1, one letter a step. The letter of the goal, `l` or `r`, goes forward and earns
     place / (N − 1); the other goes back to 0 and earns 0.02.
 
-    A reply is up to `letters` letters; whatever else is said is lost. After each reply the wind blows the walker back by
-    0, 1 or 2 places, and the next message says where it stands, and which letter the goal has. At place 0 the way back
-    pays more than the way forward at once, and far less in the end.
+    A reply is up to `letters` letters; whatever else is said is lost. After each reply the wind blows the walker back
+    by 0, 1 or 2 places, and the next message says where it stands, and which letter the goal has. At place 0 the way
+    back pays more than the way forward at once, and far less in the end.
     """
 
     PLACES, BACK, WIND = 6, 0.02, (0, 1, 2)

@@ -24,6 +24,7 @@ from typing import Any
 
 import gymnasium
 import known_optimum
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -148,9 +149,10 @@ def of_recipe(recipe: str, output: Path, *overrides: str, **changes: Any) -> Pro
         return as_one_token_policy(load_encoder(warm_start, task.label_names))
 
     def train_seeds(seed: int, count: int) -> Sequence[int]:
-        steps = -(-count // training.prompts_per_step)
-        own = load_recipe(recipe, [*overrides, f"--training.steps={steps}", f"--training.seed={seed}"])
-        return list(make_task(own).train_seeds)[:count]
+        rng, every = np.random.default_rng(seed), getattr(task.train_env.unwrapped, "population", None)
+        every = every or config.env.train_episodes
+        passes = [rng.permutation(every) for _ in range(-(-count // every))]  # each has every episode once
+        return np.concatenate(passes)[:count].tolist()
 
     fields = {
         "steps": training.steps,
@@ -186,7 +188,7 @@ def problems(given: argparse.Namespace) -> dict[str, Callable[[], Problem]]:
         "chain, one turn": lambda: chain(letters=8, turns=1),
         "messages": lambda: of_recipe("customer-intents", output),
         "headlines": lambda: of_recipe("financial-sentiment", output),
-        "customer service": lambda: of_recipe("customer-service", output),
+        "customer service": lambda: of_recipe("customer-service", output, "--training.steps=20"),
         "banking": lambda: of_recipe("banking-intents", output, *few, *scratch, "--name=banking"),
         "banking-minilm": pretrained,
     }

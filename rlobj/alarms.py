@@ -101,7 +101,7 @@ class Alarms(TrainerCallback, ExportableState):
                     "raise objective.lambda_sup or training.beta; or mend the reward: more pairs, --reward.ensemble 4",
                 )
         cut = logs.get("replies/truncated", logs.get("completions/clipped_ratio", 0.0))
-        if cut >= NEARLY_ALL:
+        if cut >= NEARLY_ALL and logs.get("completions/mean_length") != 1:  # a label is a whole reply, and has no end
             yield (
                 "replies truncated",
                 f"{cut:.0%} of the replies ran into training.max_reply_tokens ({args.max_completion_length}) before "

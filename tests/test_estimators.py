@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import gymnasium
@@ -102,27 +103,56 @@ def test_a_value_that_has_moved_far_is_held_back():
     assert free.grad.item() == pytest.approx(-0.5)
 
 
-def sampled_gradient(logits, rewards, group, rng, estimator):
-    """One sampled estimate of ∇R for a bandit in float64: (A,)."""
-    policy = torch.softmax(logits, -1)
-    actions = torch.tensor(rng.choice(len(logits), size=group, p=policy.numpy()))
-    returns = rewards[actions]
-    # reinforce: any baseline that does not look at these actions
-    advantages = leave_one_out(returns - returns.mean(), group) if estimator == "rloo" else returns - 0.3
-    scores = torch.nn.functional.one_hot(actions, len(logits)) - policy
-    return (advantages[:, None] * scores).mean(0)
+def exact_gradient(R, logits):
+    """∇R of a return that was enumerated."""
+    (gradient,) = torch.autograd.grad(R, logits)
+    return gradient
 
 
-@pytest.mark.parametrize("estimator", ["rloo", "reinforce"])
-def test_sampled_gradients_average_to_the_enumerated_one(estimator):
+@pytest.mark.parametrize(("estimator", "scale"), [("rloo", 1), ("reinforce", 1), ("grpo", 2 / 3)])
+def test_over_all_groups_the_estimate_is_the_exact_gradient(estimator, scale):
+    """Every group of 3 actions out of 4, weighted by its probability. A baseline may be any number that does not look
+    at the action; the group's own mean does, and shortens the gradient by (G − 1) / G."""
     rng = np.random.default_rng(3)
-    logits = torch.tensor(rng.normal(size=5))
-    rewards = torch.tensor(rng.normal(size=5))
-    leaf = logits.clone().requires_grad_()
-    (leaf.softmax(-1) * rewards).sum().backward()
-    drawn = torch.stack([sampled_gradient(logits, rewards, 4, rng, estimator) for _ in range(4000)])
-    error = drawn.std(0) / math.sqrt(len(drawn))
-    assert ((drawn.mean(0) - leaf.grad).abs() < 4.5 * error).all()
+    logits = torch.tensor(rng.normal(size=4), requires_grad=True)
+    rewards = torch.tensor(rng.normal(size=4))
+    logps = logits.log_softmax(-1)
+    estimate = torch.zeros((), dtype=torch.float64)
+    for group in itertools.product(range(4), repeat=3):
+        returns, chosen = rewards[list(group)], logps[list(group)]
+        advantages = returns - (0.3 if estimator == "reinforce" else returns.mean())
+        if estimator == "rloo":
+            advantages = leave_one_out(advantages, 3)
+        estimate = estimate + chosen.sum().exp().detach() * (advantages * chosen).mean()
+    found = exact_gradient(estimate, logits)
+    R = (logits.softmax(-1) * rewards).sum()
+    assert_close(found, scale * exact_gradient(R, logits), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("credit", ["token", "turn"])
+def test_over_all_episodes_generalised_advantages_give_the_exact_gradient(credit):
+    """Two tokens of three words, with one of the environment between them: with λ_GAE = 1 any critic will do, and with
+    less the true one."""
+    rng = np.random.default_rng(4)
+    first, second = (torch.tensor(rng.normal(size=size), requires_grad=True) for size in (3, (3, 3)))
+    earned, ended = torch.tensor(rng.normal(size=3)), torch.tensor(rng.normal(size=(3, 3)))
+    p, q = first.softmax(-1), second.softmax(-1)
+    true_second = (q * ended).sum(-1)
+    R = (p * (earned + true_second)).sum()
+    episodes = torch.tensor(list(itertools.product(range(3), repeat=2)))
+    a, b = episodes.T
+    logps = torch.stack([p.log()[a], torch.zeros(9, dtype=torch.float64), q.log()[a, b]], dim=1)
+    rewards = torch.stack([earned[a], torch.zeros(9, dtype=torch.float64), ended[a, b]], dim=1)
+    mask = torch.tensor([[1, 0, 1]]).expand(9, 3)
+    true = torch.stack([R.expand(9), torch.full((9,), 99.0), true_second[a]], dim=1).detach()
+    wrong = torch.tensor(rng.normal(size=(1, 3))).expand(9, 3)
+    exact = torch.autograd.grad(R, (first, second), retain_graph=True)
+    for values, gae_lambda in ((wrong, 1.0), (true, 0.3)):
+        settings = PPOConfig(gae_lambda=gae_lambda, credit=credit)
+        advantages, _ = generalised_advantages(rewards, values, mask, torch.zeros(9, dtype=torch.float64), settings)
+        surrogate = (logps.sum(1).exp().detach() * (advantages * logps).sum(1)).sum()
+        found = torch.autograd.grad(surrogate, (first, second), retain_graph=True)
+        assert_close(found, exact, rtol=1e-10, atol=1e-12)
 
 
 def test_the_expected_return_is_a_sum_over_actions():

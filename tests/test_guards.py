@@ -109,6 +109,13 @@ def logged(alarms: Alarms, *steps: dict) -> list[str]:
     return [each["name"] for each in alarms.told]
 
 
+def test_a_label_has_no_end_to_run_past():
+    """TRL counts every completion that does not end with the end token as clipped; a choice of a label never does."""
+    labels = {"entropy": 2.0, "reward_std": 0.3, "completions/clipped_ratio": 1.0, "completions/mean_length": 1.0}
+    assert logged(Alarms("reinforce"), *[labels] * 9) == []
+    assert logged(Alarms("reinforce"), *[{**labels, "completions/mean_length": 8.0}] * 9) == ["replies truncated"]
+
+
 @pytest.mark.parametrize(
     ("estimator", "change", "name", "remedy"),
     [

@@ -1,0 +1,161 @@
+"""Every estimator of ∇R reaches a known optimum, over seeds; a broken one does not."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import known_optimum
+import learning
+import pytest
+import torch
+
+import rlobj.rollout
+import rlobj.trainer
+from rlobj.estimators import generalised_advantages
+from rlobj.intervals import mean_interval_over_seeds
+
+SEEDS = 5
+PROBLEMS = {"bandit": learning.bandit, "chain": learning.chain}
+THRESHOLDS = {"bandit": 0.8, "chain": 0.95}
+"""Share of the best return that a policy reaches: where they begin, it is 0.48 and 0.01."""
+
+
+def shares(name, estimator, folder, seeds=SEEDS):
+    """What the policies of these seeds earn on held-out episodes, as shares of the best return."""
+    problem = PROBLEMS[name]()
+    finals = [learning.learn(problem, estimator, seed, folder)["final"] for seed in range(seeds)]
+    return [final["return"] / problem.best for final in finals]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    [(name, estimator) for name, make in PROBLEMS.items() for estimator in make().learners if "." not in estimator],
+)
+def test_every_estimator_reaches_the_optimum(tmp_path, name, estimator):
+    found = shares(name, estimator, tmp_path)
+    mean, low, _ = mean_interval_over_seeds(found)
+    assert mean > THRESHOLDS[name] and low > THRESHOLDS[name] - 0.1, found
+
+
+def pushed_away(centred, group_size):
+    return -centred
+
+
+def without_baseline(self, inputs):
+    return torch.tensor([row["episode_return"] for row in inputs]) + 10
+
+
+def of_the_environment(self, ids):
+    """An `append_environment` that says that the policy wrote it."""
+    for token in ids:
+        self.append_policy(token, 0.0)
+
+
+def a_token_late(rewards, values, mask, bootstrap, settings):
+    shifted = torch.roll(mask, 1, dims=1)
+    return generalised_advantages(rewards, values, shifted, bootstrap, settings)
+
+
+BREAKAGES = {
+    "the sign of the advantage": ("rloo", rlobj.trainer, "leave_one_out", pushed_away),
+    "no baseline": ("reinforce", rlobj.trainer.ObjectiveTrainer, "_above_baseline", without_baseline),
+    "the environment's tokens": ("reinforce", rlobj.rollout.Trajectory, "append_environment", of_the_environment),
+    "a mask that is late": ("ppo", rlobj.trainer, "generalised_advantages", a_token_late),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", BREAKAGES)
+def test_the_threshold_catches_a_broken_estimator(tmp_path, monkeypatch, what):
+    estimator, *where = BREAKAGES[what]
+    monkeypatch.setattr(*where)
+    found = shares("chain", estimator, tmp_path, seeds=1)
+    assert found[0] < THRESHOLDS["chain"] - 0.1, found
+
+
+# What is known of the optima ------------------------------------------------------------------------------------------
+
+
+def test_the_best_return_of_the_chain_is_that_of_the_best_of_all_plans():
+    """For one turn there is no chance but the start: every plan of three letters can be tried."""
+    chain = known_optimum.Chain(letters=3, turns=1)
+    best = []
+    for start in chain.WIND:
+        returns = []
+        for plan in itertools.product((True, False), repeat=3):
+            place, total = start, 0.0
+            for forward in plan:
+                place, earned = chain.moved(place, forward)
+                total += earned
+            returns.append(total)
+        best.append(max(returns))
+    assert chain.best_return() == pytest.approx(sum(best) / 3)
+
+
+def test_walking_to_the_goal_is_best_on_average_and_greed_is_not():
+    chain = known_optimum.Chain()
+    assert chain.greedy_return() < 0.75 * chain.best_return()
+    returns = []
+    for seed in range(600):
+        goal = chain.reset(seed=seed)[0][0]["content"].split()[-1]
+        returns.append(sum(chain.step(" ".join(goal * 4))[1] for _ in range(chain.turns)))
+    assert sum(returns) / 600 == pytest.approx(chain.best_return(), abs=0.15)
+
+
+def test_the_best_arms_earn_the_best_return():
+    env = known_optimum.Bandit()
+    labels = [action for _, action in env.examples(range(1000))]
+    returns, regrets = [], []
+    for seed, arm in enumerate(labels):
+        env.reset(seed=seed)
+        _, reward, _, _, info = env.step(arm)
+        returns.append(reward)
+        regrets.append(info["regret"])
+    assert max(regrets) == 0
+    assert sum(returns) / 1000 == pytest.approx(env.best_return(), abs=4 * math.sqrt(0.09 / 1000))
+
+
+# What the benchmark says ----------------------------------------------------------------------------------------------
+
+
+def test_a_level_is_reached_when_the_mean_of_a_window_reaches_it():
+    curve = [0, 0, 0, 5, 0, 0, 5, 5, 5, 5, 5]
+    assert learning.episodes_to(3.0, curve, per_step=64) == 8 * 64
+    assert learning.episodes_to(6.0, curve, per_step=64) == math.inf
+
+
+def test_a_kept_run_is_not_run_again_unless_its_settings_changed(tmp_path, monkeypatch):
+    done = []
+
+    def learn(problem, learner, seed, folder):
+        done.append(learner)
+        return {"curve": [1.0] * 8, "final": {"return": 1.0}, "seconds": 0.0}
+
+    monkeypatch.setattr(learning, "learn", learn)
+    monkeypatch.setattr(learning, "final", lambda problem, policy: {"return": 0.0})
+    problem = learning.chain(steps=8)
+    found = learning.results("chain", problem, 2, tmp_path)
+    assert done == problem.learners * 2 and "trl.RLOOTrainer" not in done
+    assert learning.results("chain", problem, 2, tmp_path) == found and len(done) == 2 * len(problem.learners)
+    learning.results("chain", learning.chain(steps=9), 1, tmp_path)
+    assert len(done) == 3 * len(problem.learners)
+    assert json.loads((tmp_path / "chain/grpo/seed-0.json").read_text())["settings"]["steps"] == 9
+
+    made = {"chain": problem}
+    text = learning.table({"chain": found}, made)
+    assert "| chain | grpo | 1.000 [1.000, 1.000] |" in text
+    learning.draw({"chain": found}, made, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_trl_is_paid_what_the_environment_pays():
+    env = learning.chain(letters=8, turns=1).env
+    messages, _ = env.reset(seed=3)
+    goal = messages[0]["content"].split()[-1]
+    prompt = [{**messages[0], "seed": 3}]
+    pay = learning.reward_of_one_turn(env)
+    paid = pay([prompt, prompt], [[{"role": "assistant", "content": text}] for text in (" ".join(goal * 8), "at")])
+    assert paid[0] > 4 and paid[1] == 0
