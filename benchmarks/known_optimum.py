@@ -8,7 +8,7 @@ little.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import product
 from typing import Any
@@ -25,6 +25,7 @@ from envs.spaces import Text
 from rlobj.chat_format import CHAT_TEMPLATE, END_TOKEN, PAD_TOKEN, ROLE_TOKENS
 
 CONTEXTS = [f"{colour} {shape}" for colour, shape in product(("red", "blue", "green", "grey"), ("cat", "dog", "owl"))]
+LETTERS = ("f", "t")
 ARMS = [f"arm {number}" for number in range(5)]
 
 
@@ -70,33 +71,33 @@ class Bandit(ChoiceEnv):
 
 
 class Chain(TextEnv):
-    """A walk along places 0 to N − 1, one letter a step. The letter of the goal, `l` or `r`, goes forward and earns
-    place / (N − 1); the other goes back to 0 and earns 0.02.
+    """A walk along places 0 to N − 1, one letter a step: `f` goes forward and earns nothing, `t` stays and takes
+    place / (N − 1).
 
     A reply is up to `letters` letters; whatever else is said is lost. After each reply the wind blows the walker back
-    by 0, 1 or 2 places, and the next message says where it stands, and which letter the goal has. At place 0 the way
-    back pays more than the way forward at once, and far less in the end.
+    by 0, 1 or 2 places, and the next message says where it stands. What pays at once, `t`, pays far less in the end
+    than to go forward first.
     """
 
-    PLACES, BACK, WIND = 6, 0.02, (0, 1, 2)
+    PLACES, WIND = 6, (0, 1, 2)
 
     def __init__(self, letters: int = 4, turns: int = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.action_space, self.letters, self.turns = Text(), letters, turns
-        self._place, self._left, self._goal, self._rng = 0, 0, "", random.Random()
+        self._place, self._left, self._rng = 0, 0, random.Random()
 
     def _begin(self, seed: int, rng: random.Random) -> list[Message]:
-        self._place, self._left, self._goal, self._rng = rng.choice(self.WIND), self.turns, rng.choice("lr"), rng
+        self._place, self._left, self._rng = rng.choice(self.WIND), self.turns, rng
         return self._standing()
 
     def _standing(self) -> list[Message]:
-        return [{"role": "user", "content": f"at {self._place} goal {self._goal}"}]
+        return [{"role": "user", "content": f"at {self._place}"}]
 
     def _reply(self, action: Any) -> tuple[Message, StepResult]:
         earned = 0.0
         for letter in action.split()[: self.letters]:
-            if letter in ("l", "r"):
-                self._place, reward = self.moved(self._place, letter == self._goal)
+            if letter in LETTERS:
+                self._place, reward = self.moved(self._place, letter)
                 earned += reward
         self._left -= 1
         self._place = max(self._place - self._rng.choice(self.WIND), 0)
@@ -111,27 +112,21 @@ class Chain(TextEnv):
         return 0.0  # the turns have earned it all
 
     @classmethod
-    def moved(cls, place: int, forward: bool) -> tuple[int, float]:
+    def moved(cls, place: int, letter: str) -> tuple[int, float]:
         """The place behind a letter, and what the letter earns."""
-        return (min(place + 1, cls.PLACES - 1), place / (cls.PLACES - 1)) if forward else (0, cls.BACK)
+        return (min(place + 1, cls.PLACES - 1), 0.0) if letter == "f" else (place, place / (cls.PLACES - 1))
 
-    def best_return(self) -> float:
+    def best_return(self, letters: str = "ft") -> float:
         """Mean over starts of V(s) = max over letters of r + V(s'), the wind averaged out (Bellman 1957)."""
-        return self._return(lambda place: (True, False))
 
-    def greedy_return(self) -> float:
-        """Of the walker who takes what pays most at once."""
-        return self._return(lambda place: (self.moved(place, True)[1] > self.BACK,))
-
-    def _return(self, tried: Callable[[int], Sequence[bool]]) -> float:
         @cache
-        def value(place: int, letters: int, turns: int) -> float:
+        def value(place: int, left: int, turns: int) -> float:
             """With so many letters of this turn, and turns, still to come."""
-            if letters == 0:
+            if left == 0:
                 after = [max(place - wind, 0) for wind in self.WIND]
                 return 0.0 if turns == 1 else sum(value(p, self.letters, turns - 1) for p in after) / len(after)
-            moves = [self.moved(place, forward) for forward in tried(place)]
-            return max(reward + value(to, letters - 1, turns) for to, reward in moves)
+            moves = [self.moved(place, letter) for letter in letters]
+            return max(reward + value(to, left - 1, turns) for to, reward in moves)
 
         return sum(value(place, self.letters, self.turns) for place in self.WIND) / len(self.WIND)
 

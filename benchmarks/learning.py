@@ -109,15 +109,15 @@ def bandit(**changes: Any) -> Problem:
 
 def chain(letters: int = 4, turns: int = 3, **changes: Any) -> Problem:
     places = map(str, range(known_optimum.Chain.PLACES))
-    tokenizer = known_optimum.word_tokenizer(["l", "r", "at", "goal", *places], max_length=64)
+    tokenizer = known_optimum.word_tokenizer([*known_optimum.LETTERS, "at", *places], max_length=64)
 
     def policy(seed: int) -> PreTrainedModel:
         return make_causal(tokenizer, hidden_size=32, layers=1, heads=2, max_length=64, seed=seed)
 
     size = {"letters": letters, "turns": turns}
     best = known_optimum.Chain(**size).best_return()
-    known = {"env": "Chain", "env_kwargs": size, "best": best, "one_turn": turns == 1, "learning_rate": 3e-3}
-    return _known(policy, tokenizer, Sampling(letters, 64), {}, **{**known, "steps": 120, **changes})
+    known = {"env": "Chain", "env_kwargs": size, "best": best, "one_turn": turns == 1, "learning_rate": 1e-3}
+    return _known(policy, tokenizer, Sampling(letters, 64), {}, **{**known, "steps": 160, **changes})
 
 
 def _known(

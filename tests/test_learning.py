@@ -18,8 +18,8 @@ from rlobj.intervals import mean_interval_over_seeds
 
 SEEDS = 5
 PROBLEMS = {"bandit": learning.bandit, "chain": learning.chain}
-THRESHOLDS = {"bandit": 0.8, "chain": 0.95}
-"""Share of the best return that a policy reaches: where they begin, it is 0.48 and 0.01."""
+THRESHOLDS = {"bandit": 0.8, "chain": 0.65}
+"""Share of the best return that a policy reaches: it begins with 0.48 and 0.01; greed reaches 0.21 of the chain's."""
 
 
 def shares(name, estimator, folder, seeds=SEEDS):
@@ -54,16 +54,15 @@ def of_the_environment(self, ids):
         self.append_policy(token, 0.0)
 
 
-def a_token_late(rewards, values, mask, bootstrap, settings):
-    shifted = torch.roll(mask, 1, dims=1)
-    return generalised_advantages(rewards, values, shifted, bootstrap, settings)
+def of_the_neighbours(rewards, *rest):
+    return generalised_advantages(rewards.roll(1, dims=0), *rest)
 
 
 BREAKAGES = {
     "the sign of the advantage": ("rloo", rlobj.trainer, "leave_one_out", pushed_away),
     "no baseline": ("reinforce", rlobj.trainer.ObjectiveTrainer, "_above_baseline", without_baseline),
     "the environment's tokens": ("reinforce", rlobj.rollout.Trajectory, "append_environment", of_the_environment),
-    "a mask that is late": ("ppo", rlobj.trainer, "generalised_advantages", a_token_late),
+    "another episode's rewards": ("ppo", rlobj.trainer, "generalised_advantages", of_the_neighbours),
 }
 
 
@@ -85,24 +84,25 @@ def test_the_best_return_of_the_chain_is_that_of_the_best_of_all_plans():
     best = []
     for start in chain.WIND:
         returns = []
-        for plan in itertools.product((True, False), repeat=3):
+        for plan in itertools.product("ft", repeat=3):
             place, total = start, 0.0
-            for forward in plan:
-                place, earned = chain.moved(place, forward)
+            for letter in plan:
+                place, earned = chain.moved(place, letter)
                 total += earned
             returns.append(total)
         best.append(max(returns))
     assert chain.best_return() == pytest.approx(sum(best) / 3)
 
 
-def test_walking_to_the_goal_is_best_on_average_and_greed_is_not():
+def test_a_plan_earns_no_more_than_the_best_return_and_greed_far_less():
+    """To climb, then to take: a good plan, which does not look where the wind has blown it."""
     chain = known_optimum.Chain()
-    assert chain.greedy_return() < 0.75 * chain.best_return()
     returns = []
     for seed in range(600):
-        goal = chain.reset(seed=seed)[0][0]["content"].split()[-1]
-        returns.append(sum(chain.step(" ".join(goal * 4))[1] for _ in range(chain.turns)))
-    assert sum(returns) / 600 == pytest.approx(chain.best_return(), abs=0.15)
+        chain.reset(seed=seed)
+        returns.append(sum(chain.step(reply)[1] for reply in ("f f f f", "f t t t", "t t t t")))
+    assert 0.8 * chain.best_return() < sum(returns) / 600 < chain.best_return()
+    assert chain.best_return(letters="t") < 0.5 * chain.best_return()
 
 
 def test_the_best_arms_earn_the_best_return():
@@ -154,8 +154,7 @@ def test_a_kept_run_is_not_run_again_unless_its_settings_changed(tmp_path, monke
 def test_trl_is_paid_what_the_environment_pays():
     env = learning.chain(letters=8, turns=1).env
     messages, _ = env.reset(seed=3)
-    goal = messages[0]["content"].split()[-1]
+    start = int(messages[0]["content"].split()[-1])
     prompt = [{**messages[0], "seed": 3}]
-    pay = learning.reward_of_one_turn(env)
-    paid = pay([prompt, prompt], [[{"role": "assistant", "content": text}] for text in (" ".join(goal * 8), "at")])
-    assert paid[0] > 4 and paid[1] == 0
+    replies = [[{"role": "assistant", "content": text}] for text in ("f f t", "at")]
+    assert learning.reward_of_one_turn(env)([prompt, prompt], replies) == [(start + 2) / 5, 0]
