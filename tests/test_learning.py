@@ -11,10 +11,10 @@ import learning
 import pytest
 import torch
 
-import rlobj.rollout
 import rlobj.trainer
 from rlobj.estimators import generalised_advantages
 from rlobj.intervals import mean_interval_over_seeds
+from rlobj.rollout import EnvironmentRollout
 
 SEEDS = 5
 PROBLEMS = {"bandit": learning.bandit, "chain": learning.chain}
@@ -48,10 +48,9 @@ def without_baseline(self, inputs):
     return torch.tensor([row["episode_return"] for row in inputs]) + 10
 
 
-def of_the_environment(self, ids):
-    """An `append_environment` that says that the policy wrote it."""
-    for token in ids:
-        self.append_policy(token, 0.0)
+def of_the_others(self, seeds, trainer, play=EnvironmentRollout._play):
+    played = play(self, seeds, trainer)
+    return {**played, "env_mask": [[1 - written for written in mask] for mask in played["env_mask"]]}
 
 
 def of_the_neighbours(rewards, *rest):
@@ -61,7 +60,7 @@ def of_the_neighbours(rewards, *rest):
 BREAKAGES = {
     "the sign of the advantage": ("rloo", rlobj.trainer, "leave_one_out", pushed_away),
     "no baseline": ("reinforce", rlobj.trainer.ObjectiveTrainer, "_above_baseline", without_baseline),
-    "the environment's tokens": ("reinforce", rlobj.rollout.Trajectory, "append_environment", of_the_environment),
+    "the environment's tokens": ("reinforce", EnvironmentRollout, "_play", of_the_others),
     "another episode's rewards": ("ppo", rlobj.trainer, "generalised_advantages", of_the_neighbours),
 }
 
