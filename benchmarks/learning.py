@@ -139,7 +139,7 @@ def _known(
 
 def of_recipe(recipe: str, output: Path, *overrides: str, **changes: Any) -> Problem:
     """A recipe's data and warm start, which all seeds share, with the environment's own reward."""
-    config = load_recipe(recipe, ["--reward.kind=environment", f"--output_dir={output}", *overrides])
+    config = load_recipe(recipe, [f"--output_dir={output}", *overrides])
     warm_start = prepare(config)["policy.model"]
     task, training = make_task(config), config.training
 
@@ -188,7 +188,9 @@ def problems(given: argparse.Namespace) -> dict[str, Callable[[], Problem]]:
         "chain, one turn": lambda: chain(letters=8, turns=1),
         "messages": lambda: of_recipe("customer-intents", output),
         "headlines": lambda: of_recipe("financial-sentiment", output),
-        "customer service": lambda: of_recipe("customer-service", output, "--training.steps=20"),
+        "customer service": lambda: of_recipe(
+            "customer-service", output, "--reward.kind=environment", "--training.steps=20"
+        ),
         "banking": lambda: of_recipe("banking-intents", output, *few, *scratch, "--name=banking"),
         "banking-minilm": pretrained,
     }
