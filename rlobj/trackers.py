@@ -5,6 +5,7 @@ What a run writes itself is whole without them; one that fails is left out (`rlo
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rlobj.spelling import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 """Names of trackers, which are those of their packages."""
@@ -37,15 +40,18 @@ def begin_run(names: Sequence[str], args: Any, *, project: str, group: str, run:
     """
     if not names:
         return
-    args.report_to, args.run_name, args.project = list(names), f"{group}, {run}", project
-    # what the trackers' callbacks do not take from args they look up here
-    os.environ |= {
-        "TENSORBOARD_LOGGING_DIR": str(directory / "tensorboard" / group / run),
-        "WANDB_PROJECT": project,
-        "WANDB_RUN_GROUP": group,
-        "WANDB_DIR": str(directory),
-    }
     directory.mkdir(parents=True, exist_ok=True)
+    args.report_to, args.run_name, args.project = list(names), f"{group}, {run}", project
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(directory / "tensorboard" / group / run)  # its callback looks there
+    if "wandb" in names and args.process_index == 0:
+        try:
+            import wandb
+
+            # its environment variables are read once for a process, which may train several λ
+            wandb.init(project=project, group=group, name=args.run_name, dir=str(directory))
+        except Exception as error:  # no network, no account: not worth the training
+            logger.warning("wandb failed (%s): training goes on without it", error)
+            args.report_to = [name for name in names if name != "wandb"]
 
 
 def end_run(names: Sequence[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 from small import fixed_reward, fixed_rollout, small_args, small_policy, small_prompts
 
@@ -9,13 +12,10 @@ from rlobj.policies import load_causal, load_tokenizer
 from rlobj.trackers import TRACKERS, begin_run, check_trackers, end_run
 from rlobj.trainer import ObjectiveTrainer
 
-VARIABLES = ("TENSORBOARD_LOGGING_DIR", "WANDB_PROJECT", "WANDB_RUN_GROUP", "WANDB_DIR")
-
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in VARIABLES:
-        monkeypatch.setenv(name, "before")  # and so it is again afterwards
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "before")  # and so it is again afterwards
 
 
 def train(directory, names, group="λ = 0.1"):
@@ -59,10 +59,21 @@ def test_wandb_groups_by_lambda(tmp_path, monkeypatch):
         wandb, "finish", lambda: (runs.append((wandb.run.project, wandb.run.group, wandb.run.name)), finish())
     )
     for group in ("λ = 0", "λ = 0.1"):
-        train(tmp_path / group, ["wandb"], group)
-        assert list((tmp_path / group / "trackers/wandb").glob("offline-run-*/*.wandb"))
+        train(tmp_path, ["wandb"], group)
+    assert len(list((tmp_path / "trackers/wandb").glob("offline-run-*/*.wandb"))) == 2
     assert runs == [("demo", "λ = 0", "λ = 0, seed 3"), ("demo", "λ = 0.1", "λ = 0.1, seed 3")]
     assert wandb.run is None, "each policy is a run of its own"
+
+
+def test_wandb_that_does_not_answer_is_left_out(tmp_path, monkeypatch, caplog):
+    def init(**given):
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    args = small_args(tmp_path)
+    begin_run(["wandb", "tensorboard"], args, project="demo", group="λ = 0", run="seed 0", directory=tmp_path)
+    assert args.report_to == ["tensorboard"]
+    assert "wandb failed (nobody answers): training goes on without it" in caplog.text
 
 
 def test_a_tracker_that_is_not_there_is_told_before_anything_is_trained(monkeypatch):
