@@ -31,6 +31,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from envs.core import FIRST_HELD_OUT_SEED
 from rlobj import EnvironmentRollout, Sampling, episode_dataset, episode_return
+from rlobj.arguments import ObjectiveArguments
 from rlobj.config import ESTIMATORS
 from rlobj.encoder_policy import as_one_token_policy
 from rlobj.evaluation import evaluate
@@ -43,7 +44,7 @@ from rlobj.rollout import episode_seed, factory_of
 from rlobj.runs import atomic_write_json
 from rlobj.supervised import quiet
 from rlobj.tasks import make_task
-from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
+from rlobj.trainer import ObjectiveTrainer
 
 PEERS = ("trl.GRPOTrainer", "trl.RLOOTrainer")
 WINDOW = 5

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from rlobj._origin import check_origin
 
 if TYPE_CHECKING:
+    from rlobj.arguments import ObjectiveArguments as ObjectiveArguments
     from rlobj.callbacks import TrainingDiverged as TrainingDiverged
     from rlobj.config import PPOConfig as PPOConfig
     from rlobj.config import RolloutConfig as RolloutConfig
     from rlobj.encoder_policy import as_one_token_policy as as_one_token_policy
+    from rlobj.episodes import episode_dataset as episode_dataset
     from rlobj.evaluation import Evaluation as Evaluation
     from rlobj.evaluation import evaluate as evaluate
+    from rlobj.gradient_probe import LambdaIsDead as LambdaIsDead
     from rlobj.lambdas import as_lambda as as_lambda
     from rlobj.pipeline import run as run
     from rlobj.policies import load_causal as load_causal
@@ -34,18 +37,18 @@ if TYPE_CHECKING:
     from rlobj.supervised import dialogue_rows as dialogue_rows
     from rlobj.supervised import label_rows as label_rows
     from rlobj.supervised import warm_start as warm_start
-    from rlobj.trainer import LambdaIsDead as LambdaIsDead
-    from rlobj.trainer import ObjectiveArguments as ObjectiveArguments
     from rlobj.trainer import ObjectiveTrainer as ObjectiveTrainer
-    from rlobj.trainer import episode_dataset as episode_dataset
 
 __version__ = "0.1.0"
 
 _NAMES_OF = {
+    "arguments": ("ObjectiveArguments",),
     "callbacks": ("TrainingDiverged",),
     "config": ("PPOConfig", "RolloutConfig"),
     "encoder_policy": ("as_one_token_policy",),
+    "episodes": ("episode_dataset",),
     "evaluation": ("Evaluation", "evaluate"),
+    "gradient_probe": ("LambdaIsDead",),
     "lambdas": ("as_lambda",),
     "pipeline": ("run",),
     "policies": ("load_causal", "load_encoder", "load_tokenizer", "make_causal", "make_encoder", "make_tokenizer"),
@@ -54,7 +57,7 @@ _NAMES_OF = {
     "sampling": ("Sampling",),
     "schedules": ("Constant", "Linear"),
     "supervised": ("SupervisedRow", "dialogue_rows", "label_rows", "warm_start"),
-    "trainer": ("LambdaIsDead", "ObjectiveArguments", "ObjectiveTrainer", "episode_dataset"),
+    "trainer": ("ObjectiveTrainer",),
 }
 """Module -> its public names: the same as above, for Python."""
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}

@@ -17,6 +17,15 @@ def has_adalora(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model.base_model, "rankallocator")
 
 
+def require_resumable(model: Any, checkpoint: str) -> None:
+    """Raise ValueError where peft's checkpoints do not hold all that the adapter goes on from."""
+    if has_adalora(model):
+        raise ValueError(
+            f"{checkpoint} is of an AdaLoRA adapter: peft saves neither the importance of ranks nor "
+            "those that were cut, so training cannot go on from it; begin again, or use LoRA or IA3"
+        )
+
+
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """Parameters that are trained, and all of them."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]

@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from rlobj.config import PPOConfig
 from rlobj.encoder_policy import is_one_token_policy
+from rlobj.estimators import value_loss
 
 FILE = "critic.safetensors"
 
@@ -91,6 +93,23 @@ class Judge:
             return [0.0] * rows
         values: list[float] = self.critic(self.seen.states[:, -1].float()).tolist()
         return values
+
+
+def backward_of_critic(values: Tensor, inputs: dict[str, Any], settings: PPOConfig, tokens: Tensor) -> float:
+    """Backward pass of the critic's loss, where that is finite; it reaches the critic's parameters alone.
+
+    Args:
+        values: of a micro-batch, (B, T).
+        inputs: with values, returns and value_mask of `rlobj.advantages`.
+        tokens: what the sum over tokens is divided by, ().
+
+    Returns: the loss.
+    """
+    total = value_loss(values, inputs["values"], inputs["returns"], inputs["value_mask"], settings.clip_value)
+    loss = total / tokens
+    if loss.isfinite():
+        loss.backward()
+    return loss.item()
 
 
 class CriticKeeper(TrainerCallback):

@@ -13,6 +13,7 @@ Legend: B episodes, T completion tokens, G episodes of a group, A actions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -61,6 +62,20 @@ def generalised_advantages(
 def leave_one_out(centred: Tensor, group_size: int) -> Tensor:
     """Returns less the mean of the group's others, from returns less the mean of the whole group, (B,)."""
     return centred * (group_size / (group_size - 1))
+
+
+def above_baseline(returns: Tensor, mean: float, baseline: float | None) -> tuple[Tensor, float]:
+    """Returns less the moving mean of earlier generations, (B,), 0 where an episode has no return; and that mean with
+    this generation in it.
+
+    Args:
+        returns: (B,), NaN where an episode has none.
+        mean: of this generation, over all processes.
+        baseline: the moving mean; None before the first generation, which is compared with its own.
+    """
+    before = mean if baseline is None else baseline
+    after = before + (1 - BASELINE_DECAY) * (mean - before) if math.isfinite(mean) else before
+    return torch.nan_to_num(returns - before, nan=0.0), after
 
 
 def whitened(advantages: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> Tensor:

@@ -33,6 +33,7 @@ from reward_models.trained import load_trained, member_paths, normalise
 from reward_models.training import merged, train_reward_model
 from rlobj import __version__
 from rlobj.adapters import parameter_counts, peft_config_of
+from rlobj.arguments import ObjectiveArguments
 from rlobj.callbacks import FiniteGuard
 from rlobj.checkpoints import WholeCheckpoints, newest_whole_checkpoint, telling_of_a_full_disk
 from rlobj.config import PolicyConfig, RunConfig, dump, validate
@@ -62,7 +63,7 @@ from rlobj.supervised import SupervisedRow, quiet, warm_start
 from rlobj.tasks import HELD_OUT, MODEL_USER, Task, make_task
 from rlobj.trackers import begin_run, end_run
 from rlobj.tracking import METRICS, read_metrics
-from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
+from rlobj.trainer import ObjectiveTrainer
 from rlobj.validation import TRAIN, composed
 
 WARM_START = "warm start"

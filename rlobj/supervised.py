@@ -138,6 +138,12 @@ def supervised_losses(policy: PreTrainedModel, rows: Sequence[SupervisedRow], ba
     return losses
 
 
+def mean_supervised_loss(policy: PreTrainedModel, rows: Sequence[SupervisedRow], most: int) -> float:
+    """ℓ of about `most` rows from all over the data."""
+    losses = supervised_losses(policy, rows[:: max(len(rows) // most, 1)])
+    return sum(losses) / len(losses)
+
+
 def warm_start(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from rlobj.arguments import ObjectiveArguments
 from rlobj.policies import make_causal, make_tokenizer, save_policy
 from rlobj.supervised import SupervisedRow, dialogue_rows
-from rlobj.trainer import ObjectiveArguments
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the red door", "where is the blue boat now"]
 

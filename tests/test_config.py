@@ -281,7 +281,7 @@ def test_processes_share_a_step_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_loss_types_are_those_of_the_trainer() -> None:
-    from rlobj.trainer import SUPPORTED_LOSS_TYPES
+    from rlobj.trainer_checks import SUPPORTED_LOSS_TYPES
     from rlobj.trl_fields import LOSS_TYPES
 
     assert LOSS_TYPES == SUPPORTED_LOSS_TYPES

@@ -15,12 +15,13 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 import envs  # noqa: F401  (registers them)
+from rlobj.arguments import ObjectiveArguments
 from rlobj.checkpoints import mark_whole
 from rlobj.config import PPOConfig
 from rlobj.encoder_policy import action_logits, as_one_token_policy
 from rlobj.estimators import expected_return, generalised_advantages, leave_one_out, value_loss, whitened
 from rlobj.policies import load_tokenizer, make_encoder, make_tokenizer
-from rlobj.trainer import ObjectiveArguments, ObjectiveTrainer
+from rlobj.trainer import ObjectiveTrainer
 
 # Mathematics ----------------------------------------------------------------------------------------------------------
 

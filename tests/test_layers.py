@@ -19,13 +19,14 @@ LAYERS = {
         "spelling", "stream", "trajectories",
     ),
     "1 parts": (
-        "adapters", "alarms", "callbacks", "checkpoints", "completions", "config", "controllers", "critic", "data",
-        "drift", "encoder_policy", "estimators", "lambdas", "pictures", "policies", "progress", "recipes",
-        "search_space", "sharding", "steering", "trackers", "tracking", "trl_fields", "try_reward", "validation",
+        "adapters", "advantages", "alarms", "arguments", "callbacks", "checkpoints", "completions", "config",
+        "controllers", "critic", "data", "drift", "encoder_policy", "estimators", "gradient_probe", "lambdas",
+        "pictures", "policies", "progress", "recipes", "reference", "scoring", "search_space", "sharding", "steering",
+        "trackers", "tracking", "trainer_checks", "trl_fields", "try_reward", "validation",
     ),
     "2 loops": (
-        "bad_steps", "dialogue_play", "evaluation", "kl", "model_user", "reward_watch", "rollout", "supervised",
-        "trainer",
+        "bad_steps", "dialogue_play", "episodes", "evaluation", "exact", "kl", "model_user", "reward_watch", "rollout",
+        "supervised", "trainer",
     ),
     "3 story": (
         "chat", "compared", "comparison", "comparison_report", "early_stopping", "jobs", "judging", "pipeline",

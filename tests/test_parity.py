@@ -19,10 +19,13 @@ from trl import GRPOTrainer, SFTConfig, SFTTrainer
 from trl.import_utils import is_vllm_available
 
 import envs  # noqa: F401
+import rlobj.gradient_probe
 from rlobj.callbacks import TrainingDiverged
+from rlobj.gradient_probe import LambdaIsDead
 from rlobj.policies import load_tokenizer
 from rlobj.stream import SupervisedStream
-from rlobj.trainer import SUPPORTED_LOSS_TYPES, LambdaIsDead, ObjectiveTrainer
+from rlobj.trainer import ObjectiveTrainer
+from rlobj.trainer_checks import SUPPORTED_LOSS_TYPES
 
 
 @pytest.fixture(scope="module")
@@ -239,8 +242,6 @@ def test_chords_token_weights_are_a_constant_p_times_1_minus_p(policy):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_surgery_adds_its_correction_to_the_one_gradient_that_is_clipped(policy, tmp_path, monkeypatch, accumulation):
-    import rlobj.trainer as trainer_module
-
     batch = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
     args = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, **batch}
     seen = []
@@ -249,7 +250,7 @@ def test_surgery_adds_its_correction_to_the_one_gradient_that_is_clipped(policy,
         seen.append((grad_R, grad_ell, lambda_sup))
         return torch.full_like(grad_R, 0.01)
 
-    monkeypatch.setattr(trainer_module, "surgery_correction", correction)
+    monkeypatch.setattr(rlobj.gradient_probe, "surgery_correction", correction)
     plain = ours(policy, tmp_path / "plain", lambda_sup=0.5, args=args)
     plain.train()
     cut = ours(policy, tmp_path / "cut", lambda_sup=0.5, surgery="pcgrad", args=args)

@@ -6,7 +6,8 @@ import inspect
 
 from trl import GRPOConfig, GRPOTrainer
 
-from rlobj.trainer import SUPPORTED_LOSS_TYPES, ObjectiveTrainer
+from rlobj.trainer import ObjectiveTrainer
+from rlobj.trainer_checks import SUPPORTED_LOSS_TYPES
 
 
 def parameters(function):
