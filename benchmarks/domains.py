@@ -23,7 +23,7 @@ from envs.customer_service import CustomerServiceEnv
 from envs.domain import shipped_domains
 from envs.experts import MIXED_SKILL, Expert, ceiling
 from rlobj.intervals import bootstrap_mean, wilson
-from rlobj.pipeline import load_summary
+from rlobj.results import load_summary
 
 LIVELY = {
     "misunderstanding": 0.1,

@@ -20,9 +20,9 @@ from envs.core import FIRST_HELD_OUT_SEED
 from envs.movie_booking import MovieBookingEnv, ceiling
 from rlobj.evaluation import evaluate
 from rlobj.intervals import mean_interval_over_seeds
-from rlobj.pipeline import lambda_directory, lambda_title
 from rlobj.policies import load_causal, load_tokenizer
 from rlobj.recipes import load_recipe
+from rlobj.results import lambda_directory, lambda_title
 from rlobj.rollout import Sampling
 from rlobj.runs import atomic_write_text, read_outputs
 

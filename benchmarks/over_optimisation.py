@@ -22,8 +22,8 @@ from typing import Any
 from rlobj.alarms import WINDOW
 from rlobj.drift import MEASURES, against_kl, drift_pictures, mean_over_seeds
 from rlobj.intervals import mean_interval_over_seeds
-from rlobj.pipeline import policy_history
 from rlobj.report import write_report
+from rlobj.results import policy_history
 from rlobj.runs import atomic_write_json
 
 

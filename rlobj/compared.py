@@ -26,8 +26,8 @@ from rlobj.intervals import (
     share_above,
 )
 from rlobj.lambdas import lambda_name
-from rlobj.pipeline import WARM_START, lambda_directory, lambda_title
 from rlobj.recipes import load_recipe
+from rlobj.results import WARM_START, lambda_directory, lambda_title
 from rlobj.runs import atomic_write_json, atomic_write_text, read_outputs
 
 PLAN = "comparison.json"

@@ -21,8 +21,9 @@ from rlobj.early_stopping import kept_of
 from rlobj.intervals import Interval, mean_interval_over_seeds, share_above
 from rlobj.lambdas import lambda_name
 from rlobj.pictures import Picture, Point
-from rlobj.pipeline import WARM_START, lambda_title, policy_curves, policy_history, samples, warnings_of
 from rlobj.progress import say
+from rlobj.results import WARM_START, lambda_title, policy_curves, policy_history, warnings_of
+from rlobj.run_report import samples
 from rlobj.soup import Soup, in_words, taste
 
 OVER = "over seeds and the episodes of each (ℓ: held-out rows)"

@@ -10,8 +10,8 @@ from typing import Any
 from rlobj.asha import left_behind, reached, rungs
 from rlobj.compared import Comparison, Trial
 from rlobj.lambdas import lambda_name
-from rlobj.pipeline import lambda_title, policy_log
 from rlobj.progress import say
+from rlobj.results import lambda_title, policy_log
 from rlobj.runs import atomic_write_json
 
 FILE = "early_stopping.json"

@@ -33,7 +33,7 @@ METRICS = {
 REPORT_ALONE = ("inform", "classic_return")
 """Metrics that a terminal has no room for."""
 
-# by the titles that rlobj.pipeline.CURVES gives
+# by the titles that rlobj.results.CURVES gives
 CURVE_MEANINGS = {
     "λ‖∇ℓ‖ / ‖∇R‖": "how strongly the supervised term pulls, beside the reward; near 0, λ does nothing",
     "cosine of the two gradients": "whether reward and supervision pull the same way (1), across (0) or against each "

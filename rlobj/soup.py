@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 
 from rlobj.compared import Comparison, Trial
 from rlobj.intervals import Interval, mean_interval_over_seeds, over_seeds
-from rlobj.pipeline import judge_made, lambda_directory, lambda_title
+from rlobj.pipeline import judge_made
 from rlobj.progress import say
+from rlobj.results import lambda_directory, lambda_title
 from rlobj.runs import done_with, is_done, mark_done, read_outputs, stage_key
 
 PerEpisode = Mapping[str, Sequence[float]]

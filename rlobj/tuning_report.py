@@ -13,8 +13,8 @@ from rlobj.compared import true_measure
 from rlobj.config import dump
 from rlobj.lambdas import lambda_name
 from rlobj.pictures import Picture, Point
-from rlobj.pipeline import lambda_directory
 from rlobj.progress import say
+from rlobj.results import lambda_directory
 from rlobj.runs import atomic_write_json, atomic_write_text
 from rlobj.search_space import Range
 from rlobj.searched import BEST, METRICS, Search

@@ -18,10 +18,11 @@ from envs.vector import TextVectorEnv
 from rlobj import data
 from rlobj.encoder_policy import as_one_token_policy
 from rlobj.evaluation import evaluate
-from rlobj.pipeline import _contents, load_summary
 from rlobj.policies import make_encoder, make_tokenizer
 from rlobj.recipes import load_recipe
+from rlobj.results import load_summary
 from rlobj.rollout import Sampling, encode_text, play
+from rlobj.stage_inputs import contents
 
 TEXTS = ["shares crash", "shares soar", "shares trade"]
 LABELS = ["bad", "good", "flat"]
@@ -212,7 +213,7 @@ def test_other_costs_are_another_input(tmp_path: Path):
     keys = []
     for text in ("{}", '{"praise": {"damaged_item": -1}}', "{}"):
         costs.write_text(text)
-        keys.append(_contents(load_recipe("customer-intents", [f"--env.kwargs.costs={costs}"])))
+        keys.append(contents(load_recipe("customer-intents", [f"--env.kwargs.costs={costs}"])))
     assert keys[0] == keys[2] != keys[1]
     assert len(keys[0]) == 2, "the shipped data set and the costs"
 

@@ -19,8 +19,8 @@ from rlobj.cli import main
 from rlobj.compared import Summary, Trial, find, load_comparison, recommend, summarise
 from rlobj.comparison import compare
 from rlobj.intervals import interquartile_mean, over_seeds, probability_of_improvement, share_above
-from rlobj.pipeline import WARM_START, lambda_title
 from rlobj.recipes import load_recipe
+from rlobj.results import WARM_START, lambda_title
 from rlobj.soup import cook
 
 # Statistics -----------------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from rlobj.chat import environment_of
 from rlobj.chat_format import ChatFormat
 from rlobj.data import dialogues, swap_roles
 from rlobj.model_user import ModelUser
-from rlobj.pipeline import load_summary
 from rlobj.policies import load_causal, load_tokenizer
+from rlobj.results import load_summary
 from rlobj.rollout import Sampling, play
 from rlobj.supervised import dialogue_rows
 

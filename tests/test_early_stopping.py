@@ -8,8 +8,8 @@ import pytest
 
 from rlobj.compared import Comparison
 from rlobj.early_stopping import EarlyStopping, kept_of
-from rlobj.pipeline import lambda_directory
 from rlobj.recipes import load_recipe
+from rlobj.results import lambda_directory
 from rlobj.tracking import METRICS
 
 LAMBDAS = [0.0, 0.1, 0.3, 1.0]

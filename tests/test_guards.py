@@ -170,7 +170,7 @@ def test_replies_without_an_end_and_rewards_without_a_difference(tmp_path, caplo
 
 
 def test_the_report_has_them(tmp_path):
-    from rlobj.pipeline import lambda_directory, warnings_of
+    from rlobj.results import lambda_directory, warnings_of
     from rlobj.runs import mark_done
 
     told = [{"name": "KL runaway", "step": 7, "text": "the policy's KL is high"}]

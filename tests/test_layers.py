@@ -29,8 +29,9 @@ LAYERS = {
         "supervised", "trainer",
     ),
     "3 story": (
-        "chat", "compared", "comparison", "comparison_report", "early_stopping", "jobs", "judging", "pipeline",
-        "ray_jobs", "report", "searched", "soup", "stages", "tasks", "tuning", "tuning_report",
+        "chat", "compared", "comparison", "comparison_report", "early_stopping", "evaluation_stage", "grpo_config",
+        "jobs", "judging", "one_run", "pipeline", "policy_stage", "ray_jobs", "report", "results", "reward_stage",
+        "run_report", "searched", "soup", "stage_inputs", "stages", "tasks", "tuning", "tuning_report", "warm_stage",
     ),
     "4 verbs": ("cli", "__main__"),
 }  # fmt: skip

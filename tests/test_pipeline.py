@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from small import small_policy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-import rlobj.pipeline as pipeline
+import rlobj.reward_stage as reward_stage
 from rlobj.cli import main
-from rlobj.pipeline import Interrupted, lambda_directory, load_summary, run
+from rlobj.one_run import Interrupted
+from rlobj.pipeline import run
 from rlobj.recipes import load_recipe
+from rlobj.results import lambda_directory, load_summary
 from rlobj.runs import read_outputs
 
 SMALL = {
@@ -55,7 +57,7 @@ def test_everything_is_an_ordinary_directory(finished):
 
 def test_an_ensemble_of_normalised_reward_models(tmp_path, monkeypatch, capsys):
     settings = {"reward__ensemble": 2, "reward__normalise": "true", "objective__lambda_sup": "[0.0]"}
-    train, calls = pipeline.train_reward_model, []
+    train, calls = reward_stage.train_reward_model, []
 
     def once(*args, **kwargs):
         calls.append(args[4].name)
@@ -63,7 +65,7 @@ def test_an_ensemble_of_normalised_reward_models(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline, "train_reward_model", once)
+    monkeypatch.setattr(reward_stage, "train_reward_model", once)
     with pytest.raises(KeyboardInterrupt):
         small_run("customer-service", tmp_path, **settings)
     report = small_run("customer-service", tmp_path, **settings)

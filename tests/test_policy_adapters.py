@@ -11,8 +11,8 @@ from small import fixed_reward, fixed_rollout, small_args, small_policy, small_p
 from test_pipeline import small_run
 
 from rlobj.adapters import parameter_counts
-from rlobj.pipeline import policy_history
 from rlobj.policies import load_causal, load_tokenizer
+from rlobj.results import policy_history
 from rlobj.trainer import ObjectiveTrainer
 
 peft = pytest.importorskip("peft")

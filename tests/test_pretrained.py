@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rlobj.pipeline import load_summary, run
+from rlobj.pipeline import run
 from rlobj.recipes import load_recipe
+from rlobj.results import load_summary
 
 
 @pytest.mark.slow

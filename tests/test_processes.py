@@ -17,8 +17,8 @@ from small import fixed_reward, fixed_rollout, small_args, small_policy, small_p
 
 import rlobj
 from rlobj.checkpoints import newest_whole_checkpoint
-from rlobj.pipeline import load_summary
 from rlobj.policies import load_tokenizer
+from rlobj.results import load_summary
 from rlobj.trainer import ObjectiveTrainer
 
 HERE = Path(__file__).parent

@@ -17,7 +17,7 @@ from test_pipeline import small_run
 import envs  # noqa: F401
 from envs.clicks import ClickModel, words
 from envs.recommendation import RecommendationEnv
-from rlobj.pipeline import load_summary
+from rlobj.results import load_summary
 
 USERS = ["i like tea", "i like wine", "i like tea and wine", "i like milk"]
 SLATE = ["green tea", "red wine", "oat milk"]

@@ -158,7 +158,7 @@ def test_every_policy_has_a_box_that_names_what_is_drawn_of_it(tmp_path):
 
 
 def test_titles_that_are_explained_are_those_a_run_gives(tmp_path):
-    from rlobj.pipeline import CURVES
+    from rlobj.results import CURVES
 
     assert set(CURVE_MEANINGS) <= set(CURVES.values())
     page = Page(report(tmp_path / "report.html", curves={title: {"λ=0": [Point(1, 0.5)]} for title in CURVES.values()}))

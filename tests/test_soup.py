@@ -11,9 +11,9 @@ import torch
 
 from rlobj.compared import Comparison
 from rlobj.encoder_policy import as_one_token_policy
-from rlobj.pipeline import WARM_START, lambda_title
 from rlobj.policies import make_causal, make_encoder, make_tokenizer
 from rlobj.recipes import load_recipe
+from rlobj.results import WARM_START, lambda_title
 from rlobj.runs import mark_done, stage_key
 from rlobj.soup import Soup, above_line, ends_of, in_words, interpolated, taste
 

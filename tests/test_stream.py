@@ -8,8 +8,9 @@ from collections import Counter
 
 import pytest
 
-from rlobj.pipeline import _Run
+from rlobj.one_run import Run
 from rlobj.policies import make_tokenizer
+from rlobj.policy_stage import supervised_rows
 from rlobj.recipes import load_recipe
 from rlobj.stream import Source, SupervisedStream
 from rlobj.supervised import SupervisedRow
@@ -72,7 +73,7 @@ def test_sources_in_a_recipe(tmp_path):
     sources = ["--objective.sources", json.dumps({"train": 3, file: 1}), "--data.demonstrations", "20"]
     config = load_recipe("customer-service", sources)
     tokenizer = make_tokenizer(["hello good day"], vocab_size=300, max_length=128)
-    given = _Run(config, make_task(config))._supervised(tokenizer)
+    given = supervised_rows(Run(config, make_task(config)), tokenizer)
     assert [(len(source.rows), source.weight) for source in given] == [(18, 3.0), (3, 1.0)]
 
 
