@@ -64,7 +64,7 @@ def leave_one_out(centred: Tensor, group_size: int) -> Tensor:
     return centred * (group_size / (group_size - 1))
 
 
-def above_baseline(returns: Tensor, mean: float, baseline: float | None) -> tuple[Tensor, float]:
+def above_baseline(returns: Tensor, mean: float, baseline: float | None) -> tuple[Tensor, float | None]:
     """Returns less the moving mean of earlier generations, (B,), 0 where an episode has no return; and that mean with
     this generation in it.
 
@@ -74,7 +74,8 @@ def above_baseline(returns: Tensor, mean: float, baseline: float | None) -> tupl
         baseline: the moving mean; None before the first generation, which is compared with its own.
     """
     before = mean if baseline is None else baseline
-    after = before + (1 - BASELINE_DECAY) * (mean - before) if math.isfinite(mean) else before
+    # a generation in which nothing has a return says nothing of the mean
+    after = before + (1 - BASELINE_DECAY) * (mean - before) if math.isfinite(mean) else baseline
     return torch.nan_to_num(returns - before, nan=0.0), after
 
 

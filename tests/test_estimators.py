@@ -19,7 +19,14 @@ from rlobj.arguments import ObjectiveArguments
 from rlobj.checkpoints import mark_whole
 from rlobj.config import PPOConfig
 from rlobj.encoder_policy import action_logits, as_one_token_policy
-from rlobj.estimators import expected_return, generalised_advantages, leave_one_out, value_loss, whitened
+from rlobj.estimators import (
+    above_baseline,
+    expected_return,
+    generalised_advantages,
+    leave_one_out,
+    value_loss,
+    whitened,
+)
 from rlobj.policies import load_tokenizer, make_encoder, make_tokenizer
 from rlobj.trainer import ObjectiveTrainer
 
@@ -346,3 +353,12 @@ def test_what_cannot_be_is_refused(tmp_path):
         ObjectiveTrainer("x", args=small_args(tmp_path), env=bandit(), estimator="exact")
     with pytest.raises(ValueError, match="compares at least 2"):
         ObjectiveTrainer("x", args=ObjectiveArguments("y", num_generations=1, use_cpu=True, bf16=False), env=bandit())
+
+
+def test_a_generation_without_returns_leaves_the_moving_mean_as_it_was():
+    nothing = torch.full((3,), math.nan)
+    advantages, baseline = above_baseline(nothing, math.nan, None)
+    assert baseline is None and not advantages.any()
+    advantages, baseline = above_baseline(torch.tensor([1.0, 3.0, math.nan]), 2.0, baseline)
+    assert baseline == 2.0 and advantages.tolist() == [-1.0, 1.0, 0.0]
+    assert above_baseline(nothing, math.nan, baseline)[1] == 2.0
