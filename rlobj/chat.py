@@ -58,14 +58,16 @@ def environment_of(run_dir: Path) -> TextEnv | None:
 
 
 @torch.no_grad()
-def reply(model: PreTrainedModel, chat: ChatFormat, messages: Sequence[Message], max_new_tokens: int) -> str:
-    """One reply, sampled through `generate` with the policy's own end token."""
+def reply(
+    model: PreTrainedModel, chat: ChatFormat, messages: Sequence[Message], max_new_tokens: int, sample: bool = True
+) -> str:
+    """One reply through `generate` with the policy's own end token: sampled, or the most probable token each time."""
     ids = torch.tensor([chat.prompt_ids(messages)], device=model.device)
     out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
-        do_sample=True,
+        do_sample=sample,
         eos_token_id=chat.end_id,
         pad_token_id=chat.tokenizer.pad_token_id,
     )

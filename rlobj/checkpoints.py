@@ -29,8 +29,8 @@ STATE = {
     "rng_state": "the random state",
 }
 """What an exact resume needs beside the weights: how its files' names begin -> what they hold."""
-
-
+CHECKPOINTS_AT_ONCE = 3
+"""The latest, the one to fall back on, and one that is being written."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

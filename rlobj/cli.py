@@ -32,6 +32,10 @@ USAGE = """\
 Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
 
   rlobj run RECIPE [--dotted.name VALUE ...]   train, evaluate and report what a recipe says
+  rlobj fit RECIPE                             supervised training alone: labels, entities, numbers, text
+  rlobj pretrain RECIPE                        self-supervised training: L(θ) = −P(T) + λ·ℓ
+  rlobj predict MODEL [FILE]                   what a trained model says of texts
+  rlobj export MODEL FOLDER                    a model with its card, for plain transformers or ONNX
   rlobj compare RECIPE --lambdas 0 0.1 1       several λ and seeds from one warm start: which λ?
   rlobj tune RECIPE --space KEY=VALUES         search λ with other parameters, through Optuna
   rlobj report DIR [DIR]                       a report again, or two comparisons side by side
@@ -50,7 +54,7 @@ An error of yours is told in a line or two; with RLOBJ_DEBUG=1, with its traceba
 """
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{self.prog}: {message}")
 
@@ -99,6 +103,7 @@ def _dispatch(arguments: list[str]) -> int:
         "run": _run, "compare": _compare, "tune": _tune, "report": _report, "chat": _chat, "reward": _reward,
         "try-reward": _try_reward, "judge": _judge,
         "serve-reward": _serve_reward, "list": _list, "new-domain": _new_domain,
+        **{verb: _of_models(verb) for verb in ("fit", "pretrain", "predict", "export")},
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -132,7 +137,7 @@ def _is_of_another_process(error: Exception) -> bool:
     return several and isinstance(error, RuntimeError) and any(words in str(error) for words in lost)
 
 
-def _be_calm() -> None:
+def be_calm() -> None:
     """Silence what libraries say of their own insides: a reader can do nothing about it."""
     for name, value in CALM.items():
         os.environ.setdefault(name, value)
@@ -167,33 +172,29 @@ def share_the_cpu(timeout: float = 1800.0) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    from rlobj.recipes import load_recipe, recipe_path, recipes, run_parser
+    from rlobj.config import RunConfig, validate
+    from rlobj.model_verbs import recipe_of
 
-    recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if "--help" in arguments or "-h" in arguments:
-        run_parser(recipe_path(recipe) if recipe else None).print_help()
-        return
-    if recipe is None:
-        raise ValueError(f"rlobj run RECIPE: the recipe comes first (shipped: {', '.join(recipes())})")
-    overrides = [argument for argument in arguments[1:] if argument != "--print_config"]
-    config = load_recipe(recipe, overrides)
-    if len(overrides) < len(arguments) - 1:
-        from rlobj.config import dump
+    config = recipe_of(RunConfig, arguments, validate)
+    if config is not None:
+        from rlobj.pipeline import run
 
-        print(dump(config), end="")
-        return
-    from rlobj.config import validate
+        run(config)
 
-    _be_calm()
-    validate(config)
-    share_the_cpu(config.training.trl.get("ddp_timeout", 1800.0))
-    from rlobj.pipeline import run
 
-    run(config)
+def _of_models(verb: str) -> Callable[[list[str]], None]:
+    """A verb of `rlobj.model_verbs`."""
+
+    def call(arguments: list[str]) -> None:
+        from rlobj import model_verbs
+
+        getattr(model_verbs, verb)(arguments)
+
+    return call
 
 
 def _compare(arguments: list[str]) -> None:
-    parser = _Parser(
+    parser = Parser(
         prog="rlobj compare",
         description="Train every λ with every seed from one warm start and one reward model, and compare them. The "
         "same command goes on where it stopped; with another λ or more seeds it trains only those.",
@@ -236,7 +237,7 @@ def _compare(arguments: list[str]) -> None:
     config = load_recipe(given.recipe, overrides)
     # the arguments of a form hold commas of their own
     values = [part for text in given.lambdas for part in ([text] if ":" in text else text.split(",")) if part]
-    _be_calm()
+    be_calm()
     validate(config)
     from rlobj.comparison import compare
 
@@ -252,7 +253,7 @@ def _compare(arguments: list[str]) -> None:
 
 
 def _tune(arguments: list[str]) -> None:
-    parser = _Parser(
+    parser = Parser(
         prog="rlobj tune",
         description="Search λ together with other parameters through Optuna: the highest true measure among the trials "
         "whose ℓ is within the bound. The same command goes on where it stopped.",
@@ -282,7 +283,7 @@ def _tune(arguments: list[str]) -> None:
     from rlobj.search_space import read_space
 
     config, space = load_recipe(given.recipe, overrides), read_space(given.space)
-    _be_calm()
+    be_calm()
     validate(config)
     from rlobj.tuning import tune
 
@@ -316,7 +317,7 @@ def _engine(given: argparse.Namespace, jobs: int) -> Any:
 
 
 def _report(arguments: list[str]) -> None:
-    parser = _Parser(
+    parser = Parser(
         prog="rlobj report",
         description="Write the report of a run or a comparison again from its results, of a comparison that still runs "
         "too; of two comparisons, one report that lays them side by side.",
@@ -324,7 +325,7 @@ def _report(arguments: list[str]) -> None:
     parser.add_argument("directory", metavar="DIR", type=Path, help="what rlobj run or rlobj compare wrote")
     parser.add_argument("other", metavar="DIR", type=Path, nargs="?", help="a second comparison")
     given = parser.parse_args(arguments)
-    _be_calm()
+    be_calm()
     from rlobj.compared import PLAN, find, load_comparison
     from rlobj.comparison_report import conclude, write_side_by_side
     from rlobj.pipeline import report_again
@@ -339,7 +340,7 @@ def _report(arguments: list[str]) -> None:
 
 
 def _reward(arguments: list[str]) -> None:
-    parser = _Parser(
+    parser = Parser(
         prog="rlobj reward",
         description="Train a recipe's warm start and reward model, and nothing more. rlobj run goes on from there.",
         epilog="any field of the recipe may follow, as in rlobj run: --reward.pairs 5000",
@@ -351,7 +352,7 @@ def _reward(arguments: list[str]) -> None:
     from rlobj.recipes import load_recipe
 
     config = load_recipe(given.recipe, ["--reward.kind=trained", *overrides])
-    _be_calm()
+    be_calm()
     validate(config)
     if config.reward.model is not None or config.reward.kind != "trained":
         raise ValueError(
@@ -366,7 +367,7 @@ def _reward(arguments: list[str]) -> None:
 
 
 def _chat(arguments: list[str]) -> None:
-    parser = _Parser(prog="rlobj chat", description="Talk to a trained policy in the terminal.")
+    parser = Parser(prog="rlobj chat", description="Talk to a trained policy in the terminal.")
     parser.add_argument("run", metavar="RUN", help="folder of a run, such as runs/customer-service")
     parser.add_argument("--policy", help="which policy of the run (default: the one with the largest λ)")
     given = parser.parse_args(arguments)
@@ -376,14 +377,14 @@ def _chat(arguments: list[str]) -> None:
 
         beside = [str(each) for each in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise ValueError(f"{given.run!r} is not the folder of a run{did_you_mean(given.run, beside)}")
-    _be_calm()
+    be_calm()
     from rlobj.chat import talk
 
     talk(given.run, given.policy)
 
 
 def _try_reward(arguments: list[str]) -> None:
-    parser = _Parser(
+    parser = Parser(
         prog="rlobj try-reward",
         description="Score texts with a reward at once, without training.",
         epilog="A file has a text in each line, or (.jsonl) an object with completion and prompt, or messages; what "
@@ -407,13 +408,13 @@ def _try_reward(arguments: list[str]) -> None:
     texts += read_texts(given.file, given.prompt, columns) if given.file else []
     if not texts:
         raise ValueError('nothing to score: rlobj try-reward REWARD "text", or --file FILE')
-    _be_calm()
+    be_calm()
     scores = try_reward(given.reward, texts, values["kwargs"], concurrency=given.concurrency, timeout=given.timeout)
     print(table(texts, scores))
 
 
 def _judge(arguments: list[str]) -> None:
-    parser = _Parser(
+    parser = Parser(
         prog="rlobj judge",
         description="What a reward says of preference pairs: accuracy, calibration, dependence on length, speed.",
     )
@@ -429,7 +430,7 @@ def _judge(arguments: list[str]) -> None:
 
     left, values = split_dotted(arguments, ("kwargs",))
     given = parser.parse_args(left)
-    _be_calm()
+    be_calm()
     from reward_models import load_reward
     from rlobj.data import preference_rows
     from rlobj.judging import judge, lines, write_judgement
@@ -444,7 +445,7 @@ def _judge(arguments: list[str]) -> None:
 
 
 def _serve_reward(arguments: list[str]) -> None:
-    parser = _Parser(
+    parser = Parser(
         prog="rlobj serve-reward",
         description="Serve a reward over HTTP, as OpenRLHF's remote_rm_url has it: POST to /get_reward, GET /health.",
     )
@@ -458,7 +459,7 @@ def _serve_reward(arguments: list[str]) -> None:
 
     left, values = split_dotted(arguments, ("kwargs",))
     given = parser.parse_args(left)
-    _be_calm()
+    be_calm()
     from reward_models import load_reward
 
     try:
@@ -474,7 +475,7 @@ def _list(arguments: list[str]) -> None:
     tables: dict[str, Callable[[], Iterable[tuple[str, ...]]]] = {
         "environments": _environments, "domains": _domains, "rewards": _rewards, "recipes": _recipes,
     }  # fmt: skip
-    parser = _Parser(prog="rlobj list", description="Environments, domains, rewards and recipes, a line each.")
+    parser = Parser(prog="rlobj list", description="Environments, domains, rewards and recipes, a line each.")
     parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(tables)} (default: all)")
     kind = parser.parse_args(arguments).kind
     if kind is not None and kind not in tables:
@@ -492,13 +493,13 @@ def _rewards() -> list[tuple[str, ...]]:
 
 
 def _recipes() -> list[tuple[str, ...]]:
-    from rlobj.recipes import descriptions
+    from rlobj.recipes import VERBS, descriptions
 
-    return list(descriptions().items())
+    return [(f"{verb} {name}", line) for kind, verb in VERBS.items() for name, line in descriptions(kind).items()]
 
 
 def _new_domain(arguments: list[str]) -> None:
-    parser = _Parser(prog="rlobj new-domain", description="Write a commented customer-service domain to begin with.")
+    parser = Parser(prog="rlobj new-domain", description="Write a commented customer-service domain to begin with.")
     parser.add_argument("name", metavar="NAME", help="the domain's name; NAME.json is written in this folder")
     given = parser.parse_args(arguments)
     from envs.domain import write_starter

@@ -23,12 +23,12 @@ from rlobj.config import RunConfig
 from rlobj.early_stopping import EarlyStopping
 from rlobj.jobs import Engine, Job, Processes, run_arguments
 from rlobj.lambdas import as_lambda, lambda_name
-from rlobj.one_run import Interrupted
 from rlobj.pipeline import prepare
 from rlobj.progress import bar, say
 from rlobj.results import lambda_title
 from rlobj.runs import graceful_signals
 from rlobj.soup import cook, ends_of
+from rlobj.stages import Interrupted
 
 
 def compare(

@@ -14,6 +14,7 @@ from rlobj.validation import validate
 __all__ = [
     "DataConfig",
     "EnvConfig",
+    "ModelConfig",
     "ObjectiveConfig",
     "PolicyConfig",
     "RewardConfig",
@@ -27,11 +28,9 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyConfig:
-    """The policy M_θ."""
+class ModelConfig:
+    """A model to begin with, or the size of a new one."""
 
-    kind: Literal["causal", "encoder"] = "causal"
-    """causal: a language model that writes replies; encoder: a classifier that chooses labels"""
     model: str | None = None
     """directory or hub id to start from; null makes a new model of the size below"""
     hidden_size: int = 128
@@ -43,7 +42,15 @@ class PolicyConfig:
     vocab_size: int = 2000
     """most entries in a new tokenizer"""
     max_length: int = 512
-    """longest conversation of a new model, in tokens"""
+    """longest conversation (text) of a new model, in tokens"""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig(ModelConfig):
+    """The policy M_θ."""
+
+    kind: Literal["causal", "encoder"] = "causal"
+    """causal: a language model that writes replies; encoder: a classifier that chooses labels"""
     peft: dict[str, Any] | None = None
     """reinforcement learning trains an adapter alone: {method: lora, r: 8}, adalora or ia3; merged when saved"""
 
@@ -306,7 +313,7 @@ class RunConfig:
         return self.seed if self.training.seed is None else self.training.seed
 
 
-def dump(config: RunConfig) -> str:
+def dump(config: Any) -> str:
     """The whole tree as YAML; `load_recipe` reads it back to an equal tree."""
     text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
     return text

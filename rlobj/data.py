@@ -9,7 +9,7 @@ import random
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,12 +35,13 @@ class Dialogues(NamedTuple):
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def load_rows(source: str, limit: int | None = None) -> list[Row]:
+def load_rows(source: str, limit: int | None = None, only: Mapping[str, Any] | None = None) -> list[Row]:
     """The first `limit` rows of a file (JSON lines, JSON, CSV, TSV, Parquet; `.gz` too), of a shipped data set, or of
     one on the Hub.
 
     Args:
         source: a path; a name in `envs.datasets`; or the id of a data set, with ":split" if that is not "train".
+        only: keep rows that have these values in the columns that they have.
 
     Raises:
         ValueError: no such file, nothing in it, or a line that cannot be read, with its number.
@@ -50,16 +51,24 @@ def load_rows(source: str, limit: int | None = None) -> list[Row]:
     path = Path(source)
     file = path if path.is_file() else shipped().get(source)
     if file is not None:
-        rows = list(_file_rows(file)) if limit is None else _sample(_file_rows(file), limit)
+        kept = (row for row in _file_rows(file) if _fits(row, only))
+        rows = list(kept) if limit is None else _sample(kept, limit)
     elif path.suffix.lower() in FILE_SUFFIXES:
         raise ValueError(f"data file {source!r} does not exist")
     elif path.is_dir():
         raise ValueError(f"data {source!r} is a directory: expected a file in it, or a data set id")
     else:
-        rows = _hub_rows(source, limit)
+        rows = [row for row in _hub_rows(source, limit) if _fits(row, only)]
     if not rows:
-        raise ValueError(f"data {source!r} has no rows")
+        raise ValueError(f"data {source!r} has no rows{f' with {dict(only)}' if only else ''}")
     return rows
+
+
+def _fits(row: Row, only: Mapping[str, Any] | None) -> bool:
+    # as text: a CSV file has no other
+    return all(
+        str(row[column]).lower() == str(value).lower() for column, value in (only or {}).items() if column in row
+    )
 
 
 def _sample(rows: Iterable[Row], limit: int) -> list[Row]:
@@ -204,7 +213,11 @@ def flat(rows: Iterable[Sequence[tuple[str, str]]]) -> tuple[list[str], list[str
 
 
 def labelled_rows(
-    source: str, text_column: str, label_column: str, limit: int | None = None
+    source: str,
+    text_column: str,
+    label_column: str,
+    limit: int | None = None,
+    only: Mapping[str, Any] | None = None,
 ) -> list[list[tuple[str, str]]]:
     """The (text, label) pairs of each row: one; or where the label is a mapping {part of the text: label}, one for each
     part, which is put in brackets where it stands in the text, or before it.
@@ -216,10 +229,10 @@ def labelled_rows(
         ValueError: a column is missing, a text is empty, a label is missing, or all labels are the same.
     """
     rows = []
-    for number, row in enumerate(load_rows(source, limit)):
+    for number, row in enumerate(load_rows(source, limit, only)):
         where = f"row {number} of {source!r}"
-        text = _column(row, text_column, "text_column", where)
-        label = _column(row, label_column, "label_column", where)
+        text = column_of(row, text_column, "text_column", where)
+        label = column_of(row, label_column, "label_column", where)
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{where}: {text_column} is {text!r}: expected a text that is not empty")
         if isinstance(label, dict) and label:
@@ -246,7 +259,8 @@ def _label(label: Any, label_column: str, where: str) -> str:
     return str(label).strip()
 
 
-def _column(row: Row, column: str, key: str, where: str) -> Any:
+def column_of(row: Row, column: str, key: str, where: str) -> Any:
+    """What stands in a column that data.`key` names."""
     if column not in row:
         raise ValueError(
             f"data.{key} is {column!r}: {where} has no such column{did_you_mean(column, row)} "
@@ -258,7 +272,9 @@ def _column(row: Row, column: str, key: str, where: str) -> Any:
 # Dialogues ------------------------------------------------------------------------------------------------------------
 
 
-def dialogues(source: str, limit: int | None = None, role: str = "assistant") -> Dialogues:
+def dialogues(
+    source: str, limit: int | None = None, role: str = "assistant", only: Mapping[str, Any] | None = None
+) -> Dialogues:
     """Dialogues from a column `messages` in chat format; or `turns` of `speaker` and `text`; or `prompt` and
     `completion`; or the `chosen` of preferences.
 
@@ -266,13 +282,14 @@ def dialogues(source: str, limit: int | None = None, role: str = "assistant") ->
 
     Args:
         role: whose side the policy plays: "user" swaps user and assistant, and leaves out what a user does not see.
+        only: as in `load_rows`.
 
     Raises:
         ValueError: no such column, or no dialogue is left.
     """
     kept: list[list[Message]] = []
     reasons: Counter[str] = Counter()
-    for number, row in enumerate(load_rows(source, limit)):
+    for number, row in enumerate(load_rows(source, limit, only)):
         messages = _dialogue(row, f"row {number} of {source!r}")
         if role == "user":
             messages = swap_roles(messages)

@@ -23,18 +23,28 @@ def as_one_token_policy(classifier: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: its label head is not one linear layer over a pooled state.
     """
+    head = label_head(classifier)
+    kind = type(classifier)
+    # the extended class keeps its name: save_pretrained writes it to config.json
+    classifier.__class__ = type(kind.__name__, (_OneToken, kind), {"__module__": kind.__module__})
+    classifier._label_head = [head]  # in a list: a second registration would save its weights twice
+    classifier.generation_config = GenerationConfig()
+    return classifier
+
+
+def label_head(classifier: PreTrainedModel) -> nn.Linear:
+    """The last linear layer of a classifier, with an output for each label.
+
+    Raises:
+        ValueError: there is none.
+    """
     heads = [m for m in classifier.modules() if isinstance(m, nn.Linear) and m.out_features == classifier.num_labels]
     if not heads:
         raise ValueError(
             f"{type(classifier).__name__} has no linear layer of {classifier.num_labels} outputs: expected an encoder "
             "with a label head (BERT, RoBERTa, DistilBERT, DeBERTa, ModernBERT, …)"
         )
-    kind = type(classifier)
-    # the extended class keeps its name: save_pretrained writes it to config.json
-    classifier.__class__ = type(kind.__name__, (_OneToken, kind), {"__module__": kind.__module__})
-    classifier._label_head = [heads[-1]]  # in a list: a second registration would save its weights twice
-    classifier.generation_config = GenerationConfig()
-    return classifier
+    return heads[-1]
 
 
 def left_aligned(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

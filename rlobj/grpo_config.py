@@ -11,11 +11,9 @@ from trl import GRPOConfig
 
 from rlobj.adapters import peft_config_of
 from rlobj.arguments import ObjectiveArguments
+from rlobj.checkpoints import CHECKPOINTS_AT_ONCE
 from rlobj.config import RunConfig
 from rlobj.sampling import Sampling
-
-CHECKPOINTS_AT_ONCE = 3
-"""The latest, the one to fall back on, and one that is being written."""
 
 
 def grpo_config(config: RunConfig, output_dir: Path) -> GRPOConfig:

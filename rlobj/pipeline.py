@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import PreTrainedModel
 
 import rlobj.policy_stage as policy_stage
@@ -20,15 +18,15 @@ import rlobj.report as report
 import rlobj.reward_stage as reward_stage
 import rlobj.run_report as run_report
 import rlobj.warm_stage as warm_stage
-from rlobj.config import PolicyConfig, RunConfig, dump, validate
+from rlobj.config import RunConfig, validate
 from rlobj.evaluation_stage import evaluation_of, judge
-from rlobj.grpo_config import CHECKPOINTS_AT_ONCE, adapter_config, grpo_config
+from rlobj.grpo_config import adapter_config, grpo_config
 from rlobj.one_run import Run
 from rlobj.policies import load_tokenizer
 from rlobj.progress import say
 from rlobj.results import config_of
-from rlobj.runs import atomic_write_text, graceful_signals, read_outputs, require_free_space
-from rlobj.stages import Stage, check_half_done
+from rlobj.runs import graceful_signals, read_outputs
+from rlobj.stages import Stage
 from rlobj.tasks import make_task
 
 
@@ -38,7 +36,7 @@ def run(config: RunConfig) -> Path:
     Raises:
         ValueError: the configuration or its data are not usable, before anything is trained.
         InputsChanged: a stage is half done with other inputs, and config.on_change is "refuse".
-        Interrupted: asked to stop by a signal; the same command goes on.
+        rlobj.stages.Interrupted: asked to stop by a signal; the same command goes on.
     """
     validate(config)
     task = make_task(config)
@@ -96,14 +94,7 @@ def _begin(this: Run, stages: Sequence[Stage]) -> None:
             "rlobj trains no reward model with FSDP: begin with `rlobj reward RECIPE` and the same settings, "
             "without FSDP; this launch goes on from there"
         )
-    check_half_done(stages, this.config.on_change, this.processes)
-    if not all(stage.done for stage in stages):
-        require_free_space(this.directory, _bytes_needed(this.config.policy, len(stages)))
-    PartialState().wait_for_everyone()
-    if this.main:
-        this.directory.mkdir(parents=True, exist_ok=True)
-        # what to do about a change is said for this once
-        atomic_write_text(this.directory / "config.yaml", dump(replace(this.config, on_change="refuse")))
+    this.begin(stages, models=len(stages))
     adapter_config(this.config)
     grpo_config(this.config, this.directory)  # what TRL would refuse is refused now, before hours of other stages
 
@@ -142,12 +133,3 @@ def judge_made(
     held_out = this.rows(tokenizer)[1]
     for name, make in made.items():
         yield name, judge(this, name, make(first, second), reference, reward, tokenizer, held_out)[1]["per_episode"]
-
-
-def _bytes_needed(policy: PolicyConfig, stages: int) -> int:
-    """About what a run writes: the weights of each stage, and checkpoints of one, which hold them and two moments."""
-    if policy.model is None:
-        weights = 4 * (policy.vocab_size * policy.hidden_size + 16 * policy.layers * policy.hidden_size**2)
-    else:
-        weights = sum(file.stat().st_size for file in Path(policy.model).glob("*.safetensors"))
-    return weights * (stages + 3 * CHECKPOINTS_AT_ONCE)

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    BertPreTrainedModel,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -62,6 +64,21 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Pr
     return fast
 
 
+def make_encoder_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """`make_tokenizer` as encoders have it: a first token whose state stands for the text, one between two texts, and
+    one that masks; padded on the right, where no position counts."""
+    tokenizer = make_tokenizer(texts, vocab_size, max_length)
+    tokenizer.add_special_tokens({"cls_token": "<|text|>", "sep_token": END_TOKEN, "mask_token": "<|mask|>"})
+    first, between = (f"{token}" for token in (tokenizer.cls_token, tokenizer.sep_token))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A",
+        pair=f"{first} $A {between} $B:1",
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in (first, between)],
+    )
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
 def make_causal(
     tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, heads: int, max_length: int, seed: int
 ) -> LlamaForCausalLM:
@@ -94,8 +111,9 @@ def make_encoder(
     heads: int,
     max_length: int,
     seed: int,
-) -> BertForSequenceClassification:
-    """A small BERT classifier with random weights."""
+    head: type[BertPreTrainedModel] = BertForSequenceClassification,
+) -> BertPreTrainedModel:
+    """A small BERT with random weights, by default a classifier of texts."""
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -109,7 +127,7 @@ def make_encoder(
         id2label=dict(enumerate(label_names)),
         label2id={name: i for i, name in enumerate(label_names)},
     )
-    return BertForSequenceClassification(config)
+    return head(config)
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -135,12 +153,14 @@ def load_causal(path: str | os.PathLike[str]) -> PreTrainedModel:
     return _load(AutoModelForCausalLM, path)
 
 
-def load_encoder(path: str | os.PathLike[str], label_names: list[str]) -> PreTrainedModel:
-    """A sequence classifier over `label_names`. An encoder without a label head gets a new one; a label head of
-    another size is an error.
+def load_encoder(
+    path: str | os.PathLike[str], label_names: list[str], auto_class: Any = AutoModelForSequenceClassification
+) -> PreTrainedModel:
+    """A classifier over `label_names`, of texts or with AutoModelForTokenClassification of tokens. An encoder without a
+    label head gets a new one; a label head of another size is an error.
     """
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
+    is_classifier = any(auto_class.__name__.removeprefix("AutoModel") in name for name in config.architectures or [])
     if is_classifier and config.num_labels != len(label_names):
         raise ValueError(
             f"policy {str(path)!r} decides between {config.num_labels} labels, the data between {len(label_names)}: "
@@ -150,7 +170,12 @@ def load_encoder(path: str | os.PathLike[str], label_names: list[str]) -> PreTra
     kwargs = {} if is_classifier else {"num_labels": len(labels), "id2label": labels}
     if not is_classifier:
         kwargs["label2id"] = {name: i for i, name in labels.items()}
-    return _load(AutoModelForSequenceClassification, path, new_head=not is_classifier, **kwargs)
+    return _load(auto_class, path, new_head=not is_classifier, **kwargs)
+
+
+def load_masked(path: str | os.PathLike[str]) -> PreTrainedModel:
+    """An encoder with a head that says what was masked; one without such a head gets a new one."""
+    return _load(AutoModelForMaskedLM, path, new_head=True)
 
 
 def _load(auto_class: Any, path: str | os.PathLike[str], new_head: bool = False, **kwargs: object) -> PreTrainedModel:
@@ -159,12 +184,9 @@ def _load(auto_class: Any, path: str | os.PathLike[str], new_head: bool = False,
         path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True, **kwargs
     )
     missing = sorted(info["missing_keys"])
-    if new_head:
-        missing = [
-            key
-            for key in missing
-            if not key.startswith(("classifier", "score", "pre_classifier", "pooler")) and ".pooler." not in key
-        ]
+    if new_head:  # all that is not the encoder itself
+        encoder = f"{model.base_model_prefix}."
+        missing = [key for key in missing if key.startswith(encoder) and ".pooler." not in key]
     if missing:
         raise ValueError(f"policy {str(path)!r} lacks the weights {missing[:5]}: is it a checkpoint of another model?")
     return model

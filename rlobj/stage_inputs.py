@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ def warm_inputs(config: RunConfig) -> dict[str, Any]:
     """Of the warm start."""
     return {
         "rlobj": __version__,
-        **_named("policy", asdict(config.policy)),
-        **_named("env", asdict(config.env)),
-        **_named("data", asdict(config.data)),
-        **_named("warm_start", asdict(config.warm_start)),
+        **named("policy", asdict(config.policy)),
+        **named("env", asdict(config.env)),
+        **named("data", asdict(config.data)),
+        **named("warm_start", asdict(config.warm_start)),
         "seed": config.seed,
         **contents(config),
     }
@@ -36,17 +36,17 @@ def reward_inputs(config: RunConfig) -> dict[str, Any]:
     wanted = config.reward
     inputs: dict[str, Any] = {"reward.kind": wanted.kind}
     if trains_reward(config):
-        inputs |= {"reward.pairs": wanted.pairs, **_named("reward.trl", wanted.trl)}
+        inputs |= {"reward.pairs": wanted.pairs, **named("reward.trl", wanted.trl)}
         inputs |= {"reward.lora": wanted.lora}
         inputs |= {"reward.ensemble": wanted.ensemble, "reward.normalise": wanted.normalise}
     elif wanted.kind == "trained":
         assert wanted.model is not None
-        inputs |= {"reward.model": wanted.model, **_weights_of(wanted.model)}
+        inputs |= {"reward.model": wanted.model, **weights_of(wanted.model)}
     elif wanted.compose:
         inputs |= {"reward.compose": wanted.compose, **_code_of(wanted.compose)}
     elif wanted.kind == "function":
         inputs |= {"reward.function": wanted.function, **_code_of(wanted.function)}
-        inputs |= _named("reward.kwargs", wanted.kwargs)
+        inputs |= named("reward.kwargs", wanted.kwargs)
     return inputs
 
 
@@ -55,12 +55,12 @@ def policy_inputs(config: RunConfig, lambda_sup: float | str) -> dict[str, Any]:
     return {
         **warm_inputs(config),
         **reward_inputs(config),
-        **_named("training", {k: v for k, v in asdict(config.training).items() if k not in TOLD_TO_OTHERS}),
-        **_named("rollout", asdict(config.rollout)),
-        **(_named("ppo", asdict(config.ppo)) if config.training.estimator == "ppo" else {}),
-        **_named("objective", asdict(config.objective)),
+        **named("training", {k: v for k, v in asdict(config.training).items() if k not in TOLD_TO_OTHERS}),
+        **named("rollout", asdict(config.rollout)),
+        **(named("ppo", asdict(config.ppo)) if config.training.estimator == "ppo" else {}),
+        **named("objective", asdict(config.objective)),
         "objective.lambda_sup": lambda_sup,
-        **_contents_of(config.objective.sources),
+        **contents_of(config.objective.sources),
         "reward.on_failure": config.reward.on_failure,
         **(_how_the_reward_is_used(config) if config.reward.kind == "trained" else {}),
     }
@@ -73,10 +73,10 @@ def trains_reward(config: RunConfig) -> bool:
 
 def _how_the_reward_is_used(config: RunConfig) -> dict[str, Any]:
     wanted = config.reward
-    return {"reward.kappa": wanted.kappa, **_named("reward.kwargs", wanted.kwargs)}
+    return {"reward.kappa": wanted.kappa, **named("reward.kwargs", wanted.kwargs)}
 
 
-def _named(section: str, fields: dict[str, Any]) -> dict[str, Any]:
+def named(section: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields by their dotted names, as on the command line."""
     return {f"{section}.{name}": value for name, value in fields.items()}
 
@@ -92,19 +92,21 @@ def contents(config: RunConfig) -> dict[str, str]:
         *config.env.kwargs.values(),
     ]
     names = [name.removeprefix(MODEL_USER) for name in given if isinstance(name, str) and name]
-    found = _contents_of(names)
+    found = contents_of(names)
     for name in [*names, config.policy.model or ""]:
-        found |= _weights_of(name)
+        found |= weights_of(name)
     return found
 
 
-def _contents_of(names: Iterable[str]) -> dict[str, str]:
-    """Digests of those that are files."""
-    files = {name: Path(name) if Path(name).is_file() else shipped().get(name) for name in names}
+def contents_of(names: Iterable[str | None]) -> dict[str, str]:
+    """Digests of the files and shipped data sets among the names: what has changed in place is another input."""
+    given = [name for name in names if name]
+    files = {name: Path(name) if Path(name).is_file() else shipped().get(name) for name in given}
     return {f"content of {name}": content_digest(file) for name, file in files.items() if file is not None}
 
 
-def _weights_of(model: str) -> dict[str, str]:
+def weights_of(model: str | None) -> dict[str, str]:
+    """Digests of the weights of a model's directory and of an ensemble's members."""
     files = [Path(model), *member_paths(model)] if model else []
     weights = [folder / "model.safetensors" for folder in files]
     return {f"weights of {file.parent}": content_digest(file) for file in weights if file.is_file()}

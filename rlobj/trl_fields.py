@@ -1,4 +1,4 @@
-"""Which fields of TRL's own configuration a recipe may set in its `trl` sections, and to what."""
+"""Which fields of TRL's and transformers' configuration a recipe may set in `trl` and `trainer`, and to what."""
 
 from __future__ import annotations
 
@@ -47,6 +47,16 @@ RESERVED: dict[str, dict[str, str | None]] = {
         "max_length": "policy.max_length",
     },
     "reward.trl": EVERYWHERE | {"model_init_kwargs": "reward.model"},
+    "trainer": EVERYWHERE
+    | {
+        "num_train_epochs": "epochs",
+        "max_steps": "epochs",
+        "learning_rate": "learning_rate",
+        "per_device_train_batch_size": "batch_size",
+        "metric_for_best_model": "metric",
+        "greater_is_better": None,
+        "load_best_model_at_end": None,
+    },
 }
 """Fields of TRL that rlobj sets itself -> the key of rlobj to use (None: rlobj decides)."""
 
@@ -70,6 +80,28 @@ def check_trl_fields(config: RunConfig) -> None:
         known = {each.name: each.default for each in dataclasses.fields(getattr(trl, kind))}
         for name, value in fields.items():
             _check_field(f"{section}.{name}", name, value, known, f"trl.{kind}", RESERVED[section])
+
+
+def check_trainer_fields(section: str, fields: dict[str, Any]) -> None:
+    """Check a `trainer` mapping against transformers.TrainingArguments, which is imported only if it has a field.
+
+    Args:
+        section: where it stands, such as "fit".
+
+    Raises:
+        ValueError: as `check_trl_fields`.
+    """
+    if not fields:
+        return
+    from transformers import TrainingArguments
+
+    known = {each.name: each.default for each in dataclasses.fields(TrainingArguments)}
+    reserved = {
+        name: key if key is None or name in EVERYWHERE else f"{section}.{key}"
+        for name, key in RESERVED["trainer"].items()
+    }
+    for name, value in fields.items():
+        _check_field(f"{section}.trainer.{name}", name, value, known, "transformers.TrainingArguments", reserved)
 
 
 def _check_field(

@@ -19,13 +19,13 @@ from rlobj.compared import true_measure
 from rlobj.config import RunConfig, dump, validate
 from rlobj.early_stopping import MEASURES
 from rlobj.jobs import Job, Processes, run_arguments
-from rlobj.one_run import Interrupted
 from rlobj.pipeline import prepare
 from rlobj.progress import bar, say
 from rlobj.results import policy_log
 from rlobj.runs import atomic_write_text, graceful_signals, read_outputs
 from rlobj.search_space import Choice, Range, Space
 from rlobj.searched import ELL_EXCESS, METRICS, STUDY, Search
+from rlobj.stages import Interrupted
 from rlobj.tuning_report import conclude
 
 OWN_SECTIONS = ("objective.", "training.", "ppo.")

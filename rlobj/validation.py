@@ -19,7 +19,7 @@ from rlobj.trl_fields import check_trl_fields
 
 if TYPE_CHECKING:
     from reward_models.protocol import Reward
-    from rlobj.config import PolicyConfig, PPOConfig, RewardConfig, RunConfig, TrainingConfig
+    from rlobj.config import ModelConfig, PPOConfig, RewardConfig, RunConfig, TrainingConfig
 
 TRAIN = "train"
 """In objective.sources: the labelled data that the warm start has."""
@@ -36,7 +36,7 @@ def validate(config: RunConfig) -> RunConfig:
     Raises:
         ValueError: the first thing that is impossible, with its key and the remedy.
     """
-    _check_name(config.name)
+    check_name(config.name)
     _check_numbers(config)
     _check_lambdas(config.objective.lambdas)
     _check_data(config)
@@ -56,14 +56,13 @@ def validate(config: RunConfig) -> RunConfig:
     return config
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     if not name.strip() or name in (".", "..") or any(sign in name for sign in "/\\\0"):
         raise ValueError(f"name is {name!r}: expected the name of a folder, without slashes")
 
 
 def _check_numbers(config: RunConfig) -> None:
     positive = {
-        "policy": ("hidden_size", "layers", "heads", "vocab_size", "max_length"),
         "env": ("train_episodes", "eval_episodes"),
         "reward": ("pairs",),
         "data": ("demonstrations",),
@@ -76,39 +75,39 @@ def _check_numbers(config: RunConfig) -> None:
     }  # fmt: skip
     for section, names in positive.items():
         for name in names:
-            _at_least(f"{section}.{name}", getattr(getattr(config, section), name), 0, above=True)
-    _at_least("seed", config.seed, 0)
-    _at_least("warm_start.epochs", config.warm_start.epochs, 0)
-    _at_least("objective.probe_every", config.objective.probe_every, 0)
+            at_least(f"{section}.{name}", getattr(getattr(config, section), name), 0, above=True)
+    at_least("seed", config.seed, 0)
+    at_least("warm_start.epochs", config.warm_start.epochs, 0)
+    at_least("objective.probe_every", config.objective.probe_every, 0)
     _check_kl(config.training)
     compares = config.training.estimator in ("grpo", "rloo")
-    _at_least("training.num_generations", config.training.num_generations, 2 if compares else 1)
+    at_least("training.num_generations", config.training.num_generations, 2 if compares else 1)
     _check_ppo(config.ppo)
     for name in ("max_episode_tokens", "concurrent"):
         if (most := getattr(config.rollout, name)) is not None:
-            _at_least(f"rollout.{name}", most, 0, above=True)
+            at_least(f"rollout.{name}", most, 0, above=True)
     if config.env.step_timeout is not None:
-        _at_least("env.step_timeout", config.env.step_timeout, 0, above=True)
-    _at_least("env.restarts", config.env.restarts, 0)
+        at_least("env.step_timeout", config.env.step_timeout, 0, above=True)
+    at_least("env.restarts", config.env.restarts, 0)
     if not all(config.rollout.stop):
         raise ValueError(f"rollout.stop is {config.rollout.stop}: expected strings that are not empty")
     for name in ("limit", "rows_per_label"):
         if (rows := getattr(config.data, name)) is not None:
-            _at_least(f"data.{name}", rows, 0, above=True)
+            at_least(f"data.{name}", rows, 0, above=True)
     if config.data.rows_per_label is not None and config.policy.kind != "encoder":
         raise ValueError(f"data.rows_per_label is {config.data.rows_per_label}: {config.env.id} has no labels to count")
 
 
 def _check_kl(training: TrainingConfig) -> None:
-    _at_least("training.beta", training.beta, 0)
-    _at_least("training.kl_every", training.kl_every, 0)
+    at_least("training.beta", training.beta, 0)
+    at_least("training.kl_every", training.kl_every, 0)
     for name in ("kl_limit", "beta_target", "target_kl"):
         if (value := getattr(training, name)) is not None:
-            _at_least(f"training.{name}", value, 0, above=True)
+            at_least(f"training.{name}", value, 0, above=True)
     if training.kl_limit is not None:
-        _at_least("training.kl_every (with training.kl_limit)", training.kl_every, 1)
+        at_least("training.kl_every (with training.kl_limit)", training.kl_every, 1)
     if training.beta_target is not None:
-        _at_least("training.beta (with training.beta_target)", training.beta, 0, above=True)
+        at_least("training.beta (with training.beta_target)", training.beta, 0, above=True)
     if training.estimator == "exact":
         if training.target_kl is not None:
             raise ValueError(
@@ -128,12 +127,12 @@ def _check_ppo(ppo: PPOConfig) -> None:
     for name in ("gamma", "gae_lambda"):
         if not 0 <= getattr(ppo, name) <= 1:
             raise ValueError(f"ppo.{name} is {getattr(ppo, name)}: expected 0 to 1")
-    _at_least("ppo.clip_value", ppo.clip_value, 0)
+    at_least("ppo.clip_value", ppo.clip_value, 0)
     for name in ("learning_rate", "hidden_size"):
-        _at_least(f"ppo.{name}", getattr(ppo, name), 0, above=True)
+        at_least(f"ppo.{name}", getattr(ppo, name), 0, above=True)
 
 
-def _at_least(key: str, value: float, low: float, above: bool = False) -> None:
+def at_least(key: str, value: float, low: float, above: bool = False) -> None:
     if not math.isfinite(value) or value < low or (above and value == low):
         raise ValueError(f"{key} is {value}: expected a finite number {'above' if above else 'of at least'} {low}")
 
@@ -160,17 +159,19 @@ def _check_data(config: RunConfig) -> None:
     if config.data.rated is not None and config.data.preferences is not None:
         raise ValueError("data.rated and data.preferences are both given: the reward model learns from one of them")
     for name in ("train", "eval", "preferences", "rated"):
-        if (value := getattr(config.data, name)) is not None:
-            _check_file(f"data.{name}", value)
+        check_data_file(f"data.{name}", getattr(config.data, name))
     for name, weight in config.objective.sources.items():
-        _at_least(f"objective.sources.{name}", weight, 0, above=True)
+        at_least(f"objective.sources.{name}", weight, 0, above=True)
         if name != TRAIN:
-            _check_file("objective.sources", name)
+            check_data_file("objective.sources", name)
     if config.data.eval is not None and config.data.train is None:
         raise ValueError(f"data.eval is {config.data.eval!r} but data.train is null: set --data.train too")
 
 
-def _check_file(key: str, value: str) -> None:
+def check_data_file(key: str, value: str | None) -> None:
+    """Refuse a file that is empty or is not there; None, and names of data sets, pass."""
+    if value is None:
+        return
     path = Path(value)
     if not value.strip():
         raise ValueError(f"{key} is empty: expected a file or a data set id")
@@ -251,7 +252,7 @@ def _check_environment_kwargs(env_id: str, kwargs: dict[str, Any]) -> None:
 
 def _check_policy(config: RunConfig) -> None:
     policy, env_id = config.policy, config.env.id
-    _check_size(policy)
+    check_model_size(policy, policy.kind == "causal")
     if policy.kind == "causal":
         if config.training.estimator == "exact":
             raise ValueError(
@@ -275,13 +276,16 @@ def _check_policy(config: RunConfig) -> None:
         )
 
 
-def _check_size(policy: PolicyConfig) -> None:
+def check_model_size(policy: ModelConfig, causal: bool) -> None:
+    """Refuse a length or size that is not positive, and the size of a new model that cannot be made."""
+    for name in ("hidden_size", "layers", "heads", "vocab_size", "max_length"):
+        at_least(f"policy.{name}", getattr(policy, name), 0, above=True)
     if policy.model is not None:
         return
     # a causal model turns pairs of a head's numbers (rotary positions), so their number is even
-    parts = policy.heads * (2 if policy.kind == "causal" else 1)
+    parts = policy.heads * (2 if causal else 1)
     if policy.hidden_size % parts:
-        why = "policy.heads × 2" if policy.kind == "causal" else "policy.heads"
+        why = "policy.heads × 2" if causal else "policy.heads"
         raise ValueError(f"policy.hidden_size is {policy.hidden_size}: expected a multiple of {parts} ({why})")
 
 
@@ -347,7 +351,7 @@ def _check_reward_function(reward: RewardConfig) -> None:
         raise ValueError(f"reward.penalty is {reward.penalty}: expected a finite number")
     for name in ("concurrency", "timeout"):
         if (value := getattr(reward, name)) is not None:
-            _at_least(f"reward.{name}", value, 0, above=True)
+            at_least(f"reward.{name}", value, 0, above=True)
     if reward.isolated and (reward.kind != "function" or reward.timeout is None):
         raise ValueError(
             f"reward.isolated is true, reward.kind is {reward.kind!r} and reward.timeout is {reward.timeout}: expected "
@@ -361,8 +365,8 @@ def _check_reward_function(reward: RewardConfig) -> None:
         except (TypeError, ValueError) as error:
             raise ValueError(f"reward.compose: {error}") from error
     if reward.kind == "trained":
-        _at_least("reward.ensemble", reward.ensemble, 1)
-        _at_least("reward.kappa", reward.kappa, 0)
+        at_least("reward.ensemble", reward.ensemble, 1)
+        at_least("reward.kappa", reward.kappa, 0)
         for name in reward.kwargs:
             if name not in TRAINED_REWARD_OPTIONS:
                 raise ValueError(
@@ -416,7 +420,7 @@ def _check_supervision(config: RunConfig) -> None:
 def _check_batch(training: TrainingConfig) -> None:
     """Each process and each micro-batch takes an equal part of a step's episodes."""
     accumulation = training.trl.get("gradient_accumulation_steps", 1)
-    _at_least("training.trl.gradient_accumulation_steps", accumulation, 1)
+    at_least("training.trl.gradient_accumulation_steps", accumulation, 1)
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch and torchrun
     episodes = training.prompts_per_step * training.num_generations
     if episodes % (processes * accumulation):

@@ -49,7 +49,7 @@ def train(run: Run) -> None:
 
 def _new_policy(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     made, labels = run.config.policy, run.task.label_names
-    size = {
+    size: dict[str, Any] = {
         "hidden_size": made.hidden_size,
         "layers": made.layers,
         "heads": made.heads,

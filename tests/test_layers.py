@@ -20,20 +20,22 @@ LAYERS = {
     ),
     "1 parts": (
         "adapters", "advantages", "alarms", "arguments", "callbacks", "checkpoints", "completions", "config",
-        "controllers", "critic", "data", "drift", "encoder_policy", "estimators", "gradient_probe", "lambdas",
-        "pictures", "policies", "progress", "recipes", "reference", "scoring", "search_space", "sharding", "steering",
-        "trackers", "tracking", "trainer_checks", "trl_fields", "try_reward", "validation",
+        "controllers", "critic", "data", "drift", "encoder_policy", "estimators", "fit_config", "fit_data",
+        "gradient_probe", "inference", "lambdas", "measures", "measuring_trainer", "pictures", "policies", "progress",
+        "recipes", "reference", "scoring", "search_space", "sharding", "steering", "trackers", "tracking",
+        "trainer_checks", "trl_fields", "try_reward", "validation",
     ),
     "2 loops": (
-        "bad_steps", "dialogue_play", "episodes", "evaluation", "exact", "kl", "model_user", "reward_watch", "rollout",
-        "supervised", "trainer",
+        "bad_steps", "dialogue_play", "episodes", "evaluation", "exact", "fit_tasks", "kl", "model_user",
+        "reward_watch", "rollout", "self_supervised", "supervised", "trainer",
     ),
     "3 story": (
-        "chat", "compared", "comparison", "comparison_report", "early_stopping", "evaluation_stage", "grpo_config",
-        "jobs", "judging", "one_run", "pipeline", "policy_stage", "ray_jobs", "report", "results", "reward_stage",
-        "run_report", "searched", "soup", "stage_inputs", "stages", "tasks", "tuning", "tuning_report", "warm_stage",
+        "chat", "compared", "comparison", "comparison_report", "early_stopping", "evaluation_stage", "exporting",
+        "fit_report", "fitting", "grpo_config", "jobs", "judging", "one_run", "pipeline", "policy_stage", "prediction",
+        "pretraining", "ray_jobs", "report", "results", "reward_stage", "run_report", "searched", "soup",
+        "stage_inputs", "stages", "tasks", "tuning", "tuning_report", "warm_stage",
     ),
-    "4 verbs": ("cli", "__main__"),
+    "4 verbs": ("cli", "model_verbs", "__main__"),
 }  # fmt: skip
 """A module of layer 0 imports no other module of ours; of the others, none from a higher layer."""
 LAYER_OF = {module: int(layer[0]) for layer, modules in LAYERS.items() for module in modules}

@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import rlobj.reward_stage as reward_stage
 from rlobj.cli import main
-from rlobj.one_run import Interrupted
 from rlobj.pipeline import run
 from rlobj.recipes import load_recipe
 from rlobj.results import lambda_directory, load_summary
 from rlobj.runs import read_outputs
+from rlobj.stages import Interrupted
 
 SMALL = {
     "policy.hidden_size": 32, "policy.layers": 1, "policy.heads": 2, "env.eval_episodes": 8,

@@ -13,7 +13,7 @@ from small import small_args, small_policy
 from transformers import AutoModelForCausalLM
 
 from rlobj.policies import load_causal, load_tokenizer
-from rlobj.recipes import recipes
+from rlobj.recipes import VERBS, recipes
 from rlobj.trainer import ObjectiveTrainer
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +100,9 @@ def test_every_file_that_is_named_is_there():
 
 def test_every_recipe_is_explained():
     assert [name for name in recipes() if f"`{name}`" not in README] == []
+    others = [(verb, name) for kind, verb in VERBS.items() for name in recipes(kind) if verb != "run"]
+    # a line may break between verb and name
+    assert [pair for pair in others if not re.search(r"rlobj {}\s+{}".format(*pair), README)] == []
 
 
 def test_every_run_that_is_shown_names_a_recipe_or_a_file():

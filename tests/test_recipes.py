@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from rlobj.config import dump
-from rlobj.recipes import descriptions, load_recipe, recipes
+from rlobj.fit_config import FitConfig, PretrainConfig, validate_fit, validate_pretrain
+from rlobj.recipes import VERBS, descriptions, load_recipe, read_recipe, recipes
 
 RECIPES = sorted(recipes())
+ALL = [(kind, name) for kind in VERBS for name in sorted(recipes(kind))]
 
 
 def test_the_recipes_that_the_readme_names_are_shipped() -> None:
@@ -21,18 +23,34 @@ def test_the_recipes_that_the_readme_names_are_shipped() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_dump_and_reload_give_an_equal_tree(name: str, tmp_path: Path) -> None:
-    config = load_recipe(name)
+def test_recipes_of_the_other_verbs_can_be_run_as_they_are_shipped() -> None:
+    fits = {name: read_recipe(FitConfig, name) for name in recipes(FitConfig)}
+    assert sorted(fits) == ["bert-classifier"]
+    for config in fits.values():
+        validate_fit(config)
+    texts = {name: read_recipe(PretrainConfig, name) for name in recipes(PretrainConfig)}
+    assert sorted(texts) == ["masked", "next-word"]
+    for text in texts.values():
+        validate_pretrain(text)
+
+
+def test_a_recipe_of_another_verb_says_which() -> None:
+    with pytest.raises(ValueError, match="is a recipe of another verb: rlobj fit bert-classifier"):
+        load_recipe("bert-classifier")
+
+
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_dump_and_reload_give_an_equal_tree(kind: type, name: str, tmp_path: Path) -> None:
+    config = read_recipe(kind, name)
     path = tmp_path / "saved.yaml"
     path.write_text(dump(config), encoding="utf-8")
-    assert load_recipe(str(path)) == config
+    assert read_recipe(kind, str(path)) == config
     assert config.name == name
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_dump_is_full(name: str) -> None:
-    config = load_recipe(name)
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_the_dump_is_full(kind: type, name: str) -> None:
+    config = read_recipe(kind, name)
     tree = yaml.safe_load(dump(config))
     assert list(tree) == [each.name for each in dataclasses.fields(config)]
     for each in dataclasses.fields(config):
@@ -40,9 +58,9 @@ def test_the_dump_is_full(name: str) -> None:
             assert list(tree[each.name]) == [field.name for field in dataclasses.fields(section)]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_each_has_a_line_for_rlobj_list(name: str) -> None:
-    assert 20 < len(descriptions()[name]) < 120
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_each_has_a_line_for_rlobj_list(kind: type, name: str) -> None:
+    assert 20 < len(descriptions(kind)[name]) < 120
 
 
 def test_overrides_change_what_they_name_alone() -> None:

@@ -1,0 +1,107 @@
+"""Verbs of the life of a model beside reinforcement learning: fit, pretrain, predict, export.
+
+Each calls one function, imported when it is called, so that --help is fast.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rlobj.cli import Parser, be_calm, share_the_cpu
+from rlobj.fit_config import FitConfig, PretrainConfig, validate_fit, validate_pretrain
+
+
+def fit(arguments: list[str]) -> None:
+    """rlobj fit RECIPE [--dotted.name VALUE ...]"""
+    config = recipe_of(FitConfig, arguments, validate_fit)
+    if config is not None:
+        from rlobj.fitting import fit
+
+        fit(config)
+
+
+def pretrain(arguments: list[str]) -> None:
+    """rlobj pretrain RECIPE [--dotted.name VALUE ...]"""
+    config = recipe_of(PretrainConfig, arguments, validate_pretrain)
+    if config is not None:
+        from rlobj.pretraining import pretrain
+
+        pretrain(config)
+
+
+def recipe_of(kind: Any, arguments: list[str], validate: Callable[[Any], Any]) -> Any:
+    """The checked configuration that the arguments name; None where help or the configuration itself was asked for."""
+    from rlobj.recipes import VERBS, read_recipe, recipe_path, recipes, run_parser
+
+    recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if "--help" in arguments or "-h" in arguments:
+        run_parser(recipe_path(recipe, kind) if recipe else None, kind).print_help()
+        return None
+    if recipe is None:
+        raise ValueError(f"rlobj {VERBS[kind]} RECIPE: the recipe comes first (shipped: {', '.join(recipes(kind))})")
+    overrides = [argument for argument in arguments[1:] if argument != "--print_config"]
+    config = read_recipe(kind, recipe, overrides)
+    if len(overrides) < len(arguments) - 1:
+        from rlobj.config import dump
+
+        print(dump(config), end="")
+        return None
+    be_calm()
+    validate(config)
+    trl = getattr(getattr(config, "training", None), "trl", {})
+    share_the_cpu(trl.get("ddp_timeout", 1800.0))
+    return config
+
+
+def predict(arguments: list[str]) -> None:
+    """rlobj predict MODEL [FILE]"""
+    parser = Parser(
+        prog="rlobj predict",
+        description="What a trained model says of texts, a JSON object a line: label and probability, tags and "
+        "entities, a score, or a completion.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a run, such as runs/NAME, or the directory of a model")
+    parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="rows to predict: JSON lines, CSV, … or "
+                        ".txt, a text a line; - or nothing: standard input, texts or JSON objects")  # fmt: skip
+    parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
+    parser.add_argument("--text_column", default="text", help="column of the texts (default: text)")
+    parser.add_argument("--max_new_tokens", type=int, default=40, help="of a language model (default: 40)")
+    parser.add_argument("--output", metavar="FILE", help="write here instead of to standard output")
+    given = parser.parse_args(arguments)
+    be_calm()
+    import json
+
+    from rlobj.prediction import Predictor, model_directory, read_rows
+    from rlobj.runs import atomic_write_text
+
+    say = Predictor(model_directory(given.model, given.policy), given.text_column, given.max_new_tokens)
+    lines = (json.dumps(row, ensure_ascii=False) for row in say(read_rows(given.file, sys.stdin, given.text_column)))
+    if given.output:
+        atomic_write_text(given.output, "".join(f"{line}\n" for line in lines))
+    else:
+        for line in lines:
+            print(line)
+
+
+def export(arguments: list[str]) -> None:
+    """rlobj export MODEL FOLDER"""
+    parser = Parser(
+        prog="rlobj export",
+        description="Copy a model into a folder of its own, with a card that states data, objective, λ, seed and "
+        "results. Plain transformers runs it.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a run, such as runs/NAME, or the directory of a model")
+    parser.add_argument("folder", metavar="FOLDER", help="where it goes")
+    parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
+    parser.add_argument("--onnx", action="store_true", help="write model.onnx, too, of classifiers and reward models")
+    given = parser.parse_args(arguments)
+    be_calm()
+    from pathlib import Path
+
+    from rlobj.exporting import export
+    from rlobj.prediction import model_directory
+
+    for line in export(model_directory(given.model, given.policy), Path(given.folder), given.onnx):
+        print(line)
