@@ -495,7 +495,11 @@ def _rewards() -> list[tuple[str, ...]]:
 def _recipes() -> list[tuple[str, ...]]:
     from rlobj.recipes import VERBS, descriptions
 
-    return [(f"{verb} {name}", line) for kind, verb in VERBS.items() for name, line in descriptions(kind).items()]
+    return [
+        (name, line if verb == "run" else f"rlobj {verb}: {line}")
+        for kind, verb in VERBS.items()
+        for name, line in descriptions(kind).items()
+    ]
 
 
 def _new_domain(arguments: list[str]) -> None:

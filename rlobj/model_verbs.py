@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rlobj.cli import Parser, be_calm, share_the_cpu
+from rlobj import cli
+from rlobj.cli import Parser, be_calm
 from rlobj.fit_config import FitConfig, PretrainConfig, validate_fit, validate_pretrain
 
 
@@ -51,7 +52,7 @@ def recipe_of(kind: Any, arguments: list[str], validate: Callable[[Any], Any]) -
     be_calm()
     validate(config)
     trl = getattr(getattr(config, "training", None), "trl", {})
-    share_the_cpu(trl.get("ddp_timeout", 1800.0))
+    cli.share_the_cpu(trl.get("ddp_timeout", 1800.0))
     return config
 
 
