@@ -1,7 +1,7 @@
 """Whether pretraining on texts without labels helps where there are few labels: several seeds, with and without.
 
     python benchmarks/pretraining.py --train customer-intents --seeds 5
-    python benchmarks/pretraining.py --train TRAIN.jsonl --test TEST.jsonl --rows_per_label 5
+    python benchmarks/pretraining.py --train TRAIN.jsonl --test TEST.jsonl --rows_per_label 10
 
 For each seed a small causal model with random weights is trained to say the next token of TRAIN's texts (no labels),
 and from there, or from the random weights themselves, a classifier learns so many labelled rows of each label. Both are
@@ -51,10 +51,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True, help="file or shipped data set, columns text and label")
     parser.add_argument("--test", type=Path)
-    parser.add_argument("--rows_per_label", type=int, default=3)
+    parser.add_argument("--rows_per_label", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--pretrain_epochs", type=float, default=20)
-    parser.add_argument("--fit_epochs", type=float, default=40)
+    parser.add_argument("--pretrain_epochs", type=float, default=4)
+    parser.add_argument("--fit_epochs", type=float, default=10)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/pretraining"))
     given = parser.parse_args()
     train, test = files_of(given)
