@@ -5,6 +5,7 @@ The docstring under a field is its help on the command line. Nothing here import
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
@@ -32,7 +33,7 @@ class ModelConfig:
     """A model to begin with, or the size of a new one."""
 
     model: str | None = None
-    """directory or hub id to start from; null makes a new model of the size below"""
+    """directory, run of rlobj fit or pretrain, or hub id to start from; null makes a new model of the size below"""
     hidden_size: int = 128
     """width of a new model"""
     layers: int = 2
@@ -43,6 +44,10 @@ class ModelConfig:
     """most entries in a new tokenizer"""
     max_length: int = 512
     """longest conversation (text) of a new model, in tokens"""
+
+    def __post_init__(self) -> None:
+        if self.model is not None and (Path(self.model) / "model" / "config.json").is_file():
+            object.__setattr__(self, "model", str(Path(self.model) / "model"))  # of a run of rlobj fit or pretrain
 
 
 @dataclass(frozen=True, slots=True)

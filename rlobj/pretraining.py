@@ -194,7 +194,7 @@ class _Pretraining(StageRunner[PretrainConfig]):
             say("")
             say(fit_table(outputs))
             say(f"\nreport  {report}\nmodel   {stage.directory}")
-            say(f"go on:  rlobj fit RECIPE --policy.model {stage.directory}")
+            say(f"go on:  rlobj fit RECIPE --policy.model {self.directory}")
         return report
 
     def work(self, stage: Stage) -> dict[str, Any]:
