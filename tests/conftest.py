@@ -3,8 +3,6 @@
 import gc
 import os
 
-import pytest
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are so small that more threads only wait for one another
@@ -15,10 +13,3 @@ def pytest_collection_finish(session):
     """Training ends in a garbage collection: it need not walk through all that was imported, hundreds of times."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Reports without pictures, which take longer than a small training: for tests that look at no report."""
-    for module in ("pictures", "fit_report"):
-        monkeypatch.setattr(f"rlobj.{module}.drawing", lambda prefix, title, draw: "")

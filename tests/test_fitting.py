@@ -81,7 +81,6 @@ def test_labels_of_texts_are_learned_and_reported(config) -> None:
     assert sorted(model.config.label2id) == sorted(COLOURS)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_best_epoch_is_kept_not_the_last(config) -> None:
     # the learning rate is so high at the end that the model is destroyed again
     report = fit(
@@ -94,7 +93,6 @@ def test_the_best_epoch_is_kept_not_the_last(config) -> None:
     assert measured(report, "validation")["ell"][0] == pytest.approx(min(losses), rel=1e-5)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_early_stopping_and_fields_of_transformers(config) -> None:
     settings = {"fit__patience": 1, "fit__epochs": 8, "fit__learning_rate": 1e-9}
     for name, value in {"optim": "adafactor", "lr_scheduler_type": "cosine", "label_smoothing_factor": 0.1}.items():
@@ -103,14 +101,12 @@ def test_early_stopping_and_fields_of_transformers(config) -> None:
     assert sum("eval_accuracy" in log for log in outputs["history"]) == 2, "the second epoch is no better"
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_words_are_tagged(config) -> None:
     settings = {"data__text_column": "words", "data__label_column": "tags"}
     found = measured(fit(config("token-classification", **settings, fit__epochs=6)))
     assert found["f1"][1] > 0.6
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_numbers_are_learned_in_their_own_units(config) -> None:
     report = fit(config("regression", data__label_column="score", fit__epochs=8))
     found = measured(report)
@@ -121,14 +117,12 @@ def test_numbers_are_learned_in_their_own_units(config) -> None:
     assert 90 < low < high < 130, "the saved model says units of the data"
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_text_is_learned(config) -> None:
     report = fit(config("language-modeling"))
     found = measured(report)
     assert found["perplexity"][0] < 6, "six words, some of them sure: far from the 350 of the vocabulary"
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_what_was_done_is_not_done_again(config, capsys) -> None:
     fit(config(fit__epochs=1))
     capsys.readouterr()
@@ -136,7 +130,6 @@ def test_what_was_done_is_not_done_again(config, capsys) -> None:
     assert "done before, inputs unchanged" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatch) -> None:
     settings = {"data__augment__drop": 0.2, "fit__trainer__save_strategy": "steps", "fit__trainer__save_steps": 4}
     settings |= {"fit__trainer__eval_strategy": "steps", "fit__trainer__eval_steps": 4, "fit__epochs": 2}

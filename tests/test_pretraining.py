@@ -150,7 +150,6 @@ def test_p_rises_and_the_model_is_an_ordinary_one(config) -> None:
     assert tied.data_ptr() == model.get_input_embeddings().weight.data_ptr(), "what reads a word also writes it"
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_an_encoder_goes_on_where_it_was_pretrained(config, file, tmp_path) -> None:
     run = pretrain(config()).parent
     model = run / "model"
@@ -177,7 +176,6 @@ def test_next_sentence_is_learned_beside_masked_tokens(config, tmp_path) -> None
     assert found["next_sentence"][1] > 0.5, "the whole interval above chance"
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_lambda_trains_a_classifier_beside(config, file) -> None:
     settings = {"data__train": file, "objective__lambda_sup": 30, "pretrain__epochs": 8}
     report = pretrain(config(**settings))
@@ -189,7 +187,6 @@ def test_lambda_trains_a_classifier_beside(config, file) -> None:
     assert {log["objective/lambda_sup"] for log in history if "objective/lambda_sup" in log} == {30.0}
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_causal_model_learns_text_beside_replies(config, tmp_path) -> None:
     path = tmp_path / "dialogues.jsonl"
     said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
@@ -206,7 +203,6 @@ def test_a_causal_model_learns_text_beside_replies(config, tmp_path) -> None:
     AutoModelForCausalLM.from_pretrained(report.parent / "model")
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("next_sentence", [False, True])
 def test_an_interrupted_training_goes_on_to_the_same_weights(config, monkeypatch, next_sentence) -> None:
     settings = {"pretrain__epochs": 1, "objective__next_sentence": next_sentence}
