@@ -276,12 +276,12 @@ def reward_of_one_turn(env: gymnasium.Env[Any, Any]) -> Callable[..., list[float
     return earned
 
 
-def results(name: str, problem: Problem, seeds: int, output: Path) -> dict[str, list[dict[str, Any]]]:
+def results(name: str, problem: Problem, seeds: Sequence[int], output: Path) -> dict[str, list[dict[str, Any]]]:
     """Every learner's run of every seed, those of earlier calls read from their files. The first is no learner: the
     policy as it begins."""
     settings = {key: getattr(problem, key) for key in ("steps", "prompts", "group", "learning_rate", "best")}
     found: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(seeds):
+    for seed in seeds:
         for learner in ("begins with", *problem.learners):
             file = output / name / learner / f"seed-{seed}.json"
             run = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -375,6 +375,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("problems", nargs="*", help="those of banking need --train and --test; left out: all others")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first_seed", type=int, default=10, help="settings were chosen on seeds below 10")
     parser.add_argument("--train", type=Path, help="Banking77, or other texts: columns text and label")
     parser.add_argument("--test", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/learning"))
@@ -387,11 +388,12 @@ def main() -> None:
             parser.error(f"problem is {name!r}: expected one of {', '.join(known)}")
         if name.startswith("banking") and not (given.train and given.test):
             parser.error(f"{name} needs --train and --test: files with the columns text and label")
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
     made: dict[str, Problem] = {}
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name in names:
         made[name] = known[name]()
-        found[name] = results(name, made[name], given.seeds, given.output)
+        found[name] = results(name, made[name], seeds, given.output)
         (given.output / "table.md").write_text(table(found, made) + "\n", encoding="utf-8")
         draw(found, made, given.output / "curves.png")
     print(table(found, made))

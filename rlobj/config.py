@@ -56,6 +56,8 @@ class PolicyConfig(ModelConfig):
 
     kind: Literal["causal", "encoder"] = "causal"
     """causal: a language model that writes replies; encoder: a classifier that chooses labels"""
+    head_only: bool = False
+    """encoder: train the label head alone, the encoder stays as it is; a very large λ is then a linear probe of it"""
     peft: dict[str, Any] | None = None
     """reinforcement learning trains an adapter alone: {method: lora, r: 8}, adalora or ia3; merged when saved"""
 

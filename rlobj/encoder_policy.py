@@ -32,6 +32,13 @@ def as_one_token_policy(classifier: PreTrainedModel) -> PreTrainedModel:
     return classifier
 
 
+def train_head_only(policy: PreTrainedModel) -> PreTrainedModel:
+    """Leave every weight but those of the label head as it is."""
+    policy.requires_grad_(False)
+    policy.get_output_embeddings().requires_grad_(True)
+    return policy
+
+
 def label_head(classifier: PreTrainedModel) -> nn.Linear:
     """The last linear layer of a classifier, with an output for each label.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlobj.config import RunConfig
-from rlobj.encoder_policy import as_one_token_policy
+from rlobj.encoder_policy import as_one_token_policy, train_head_only
 from rlobj.policies import load_causal, load_encoder
 from rlobj.stage_inputs import trains_reward
 from rlobj.stages import StageRunner
@@ -35,4 +35,9 @@ class Run(StageRunner[RunConfig]):
     def load(self, directory: Path) -> PreTrainedModel:
         """A policy of this run."""
         labels = self.task.label_names
-        return load_causal(directory) if labels is None else as_one_token_policy(load_encoder(directory, labels))
+        return load_causal(directory) if labels is None else self.as_policy(load_encoder(directory, labels))
+
+    def as_policy(self, classifier: PreTrainedModel) -> PreTrainedModel:
+        """A classifier (in place) that chooses among labels; what of it is trained, the configuration says."""
+        policy = as_one_token_policy(classifier)
+        return train_head_only(policy) if self.config.policy.head_only else policy

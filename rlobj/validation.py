@@ -335,6 +335,8 @@ TRAINED_REWARD_OPTIONS = ("label", "output", "raw", "dtype", "device", "max_toke
 
 
 def _check_adapter(config: RunConfig) -> None:
+    if config.policy.head_only and config.policy.kind != "encoder":
+        raise ValueError("policy.head_only is true, but policy.kind is 'causal': expected encoder, whose head it is")
     if config.policy.peft is not None and config.policy.kind != "causal":
         raise ValueError(
             f"policy.peft is {config.policy.peft} and policy.kind {config.policy.kind!r}: expected a causal policy"

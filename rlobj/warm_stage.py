@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlobj.encoder_policy import as_one_token_policy
 from rlobj.one_run import Run
 from rlobj.policies import load_causal, load_encoder, load_tokenizer, make_causal, make_encoder, make_tokenizer
 from rlobj.stage_inputs import warm_inputs
@@ -62,4 +61,4 @@ def _new_policy(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     else:
         tokenizer = make_tokenizer(run.task.texts(), made.vocab_size, made.max_length)
         model = make_causal(tokenizer, **size) if labels is None else make_encoder(tokenizer, labels, **size)
-    return (model if labels is None else as_one_token_policy(model)), tokenizer
+    return (model if labels is None else run.as_policy(model)), tokenizer

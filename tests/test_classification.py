@@ -10,6 +10,7 @@ import gymnasium
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from safetensors.torch import load_file
 from test_pipeline import small_run
 
 from envs.classification import HANDOVER, ClassificationEnv, cost_matrix
@@ -268,3 +269,12 @@ def test_a_choice_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert {"success", "accuracy", "ell"} <= load_summary(report.parent)[1].keys()
     with pytest.raises(ValueError, match=r"has examples of its own: leave data\.train out"):
         small_run(str(recipe), tmp_path / "runs", data__train="customer-intents")
+
+
+def test_the_head_alone_is_trained_when_asked(tmp_path):
+    report = small_run("customer-intents", tmp_path, policy__head_only=True, objective__lambda_sup="[0.5]")
+    weights = [load_file(report.parent / name / "model.safetensors") for name in ("warm_start", "policies/lambda=0.5")]
+    changed = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+    with pytest.raises(ValueError, match=r"head_only is true, but policy.kind is 'causal'"):
+        small_run("customer-service", tmp_path, policy__head_only=True)

@@ -135,10 +135,10 @@ def test_a_kept_run_is_not_run_again_unless_its_settings_changed(tmp_path, monke
     monkeypatch.setattr(learning, "learn", learn)
     monkeypatch.setattr(learning, "final", lambda problem, policy: {"return": 0.0})
     problem = learning.chain(steps=8)
-    found = learning.results("chain", problem, 2, tmp_path)
+    found = learning.results("chain", problem, range(2), tmp_path)
     assert done == problem.learners * 2 and "trl.RLOOTrainer" not in done
-    assert learning.results("chain", problem, 2, tmp_path) == found and len(done) == 2 * len(problem.learners)
-    learning.results("chain", learning.chain(steps=9), 1, tmp_path)
+    assert learning.results("chain", problem, range(2), tmp_path) == found and len(done) == 2 * len(problem.learners)
+    learning.results("chain", learning.chain(steps=9), range(1), tmp_path)
     assert len(done) == 3 * len(problem.learners)
     assert json.loads((tmp_path / "chain/grpo/seed-0.json").read_text())["settings"]["steps"] == 9
 

@@ -1,0 +1,175 @@
+"""Three questions about λ on which the literature is divided, asked of small policies and answered with intervals.
+
+    python benchmarks/questions.py [kl] [decay] [normalisation] [--seeds 10] [--workers 2]
+
+All stand on random walks (`rlobj run random-walk`), where the best return is 1:
+
+- kl: does λ keep a supervised task alive that reward forgets, where a stronger KL to the warm start does not
+  (Ouyang et al. 2022)? The policy learns the walks of two graphs; R pays for walks in the first alone, ℓ is of walks in
+  the second.
+- decay: is CHORD's decayed μ at least as good as a small fixed one, and that as a large one (Zhang et al. 2025)?
+- normalisation: does λ = 1 help or harm under each way of scaling the policy gradient (SRFT and LUFFY disagree)?
+
+The last two are asked twice: ℓ on shortest walks from half of the nodes (an expert that knows a part), and on the
+random walks of the warm start (worse than what R teaches).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from arms import LEARNING, WARM_START, Arm, Plan, Values, differences, over_seeds, table
+
+from envs.random_walk import RandomWalkEnv, Walker
+from rlobj.runs import atomic_write_text
+
+RECIPE = "random-walk"
+SECOND = {"graph_seed": 1}
+WALKS, HELD_OUT = 1000, 300
+EXPERT, RANDOM = "shortest walks from half of the nodes", "random walks"
+MEASURES = {
+    "return": "optimality",
+    LEARNING: "mean while learning",
+    "success": "goal reached",
+    "ell": "ℓ, held out",
+    "kl": "KL",
+}
+
+
+# Data -----------------------------------------------------------------------------------------------------------------
+
+
+def dialogue(said: str, walk: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": walk}]}
+
+
+def walks(env: RandomWalkEnv, count: int, seed: int, before: str = "") -> list[dict[str, Any]]:
+    """Random walks of a graph; `before` stands before the node that is named."""
+    rng, starts = random.Random(seed), sorted(set(env.follow) - {env.goal})
+    drawn = [rng.choice(starts) for _ in range(count)]
+    return [dialogue(before + start, Walker(rng).act(env, start)) for start in drawn]
+
+
+def write(path: Path, rows: Sequence[Any]) -> str:
+    atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def two_graphs(folder: Path, seed: int) -> dict[str, str]:
+    """Files of a seed: random walks of both graphs, of the second alone, and some of those held out."""
+    first = walks(RandomWalkEnv(), WALKS, 2 * seed)
+    second = walks(RandomWalkEnv(**SECOND), WALKS + HELD_OUT, 2 * seed + 1, before="other graph : ")
+    learned, held_out = second[:WALKS], second[WALKS:]
+    return {
+        "both": write(folder / "both.jsonl", [*first, *learned]),
+        "second": write(folder / "second.jsonl", learned),
+        "held out": write(folder / "held-out.jsonl", held_out),
+    }
+
+
+def half_of_the_shortest(folder: Path, seed: int) -> str:
+    """A file of the shortest walk from each of half of the nodes."""
+    env = RandomWalkEnv()
+    starts = sorted(set(env.follow) - {env.goal})
+    known = random.Random(seed).sample(starts, len(starts) // 2)
+    return write(folder / "shortest.jsonl", [dialogue(start, " ".join(env.shortest(start))) for start in known])
+
+
+# Questions ------------------------------------------------------------------------------------------------------------
+
+
+def kl(folder: Path, seed: int) -> Plan:
+    """A KL to the warm start, or ℓ on a task that R does not know."""
+    files = two_graphs(folder, seed)
+    shared = {
+        "data.train": files["both"],
+        "data.eval": files["held out"],
+        "objective.sources": json.dumps({files["second"]: 1.0}),
+    }
+    arms = [Arm("λ = 0, β = 0", {})]
+    arms += [Arm(f"β = {beta:g}", {"training.beta": beta}) for beta in (0.01, 0.03, 0.1, 0.3, 1.0, 2.0)]
+    arms += [Arm(f"λ = {value}", {}, value) for value in ("0.03", "0.1", "0.3", "1")]
+    return Plan(RECIPE, arms, shared)
+
+
+def decay(folder: Path, seed: int) -> Plan:
+    """CHORD's μ, fixed and falling."""
+    forms = {
+        "μ = 0.02": "chord:start=0.02,end=0.02,steps=1",
+        "μ = 0.1": "chord:start=0.1,end=0.1,steps=1",
+        "μ = 0.5": "chord:start=0.5,end=0.5,steps=1",
+        "μ from 0.9 to 0.05": "chord:start=0.9,end=0.05,steps=30",
+    }
+    sources = of_experts(folder, seed)
+    arms = [Arm("μ = 0", {})]
+    arms += [Arm(f"{name}, {data}", more, form) for data, more in sources.items() for name, form in forms.items()]
+    return Plan(RECIPE, arms)
+
+
+SCALES = [("grpo", "group"), ("grpo", "none"), ("dapo", "group"), ("dapo", "none"), ("dr_grpo", "group"),
+          ("dr_grpo", "none")]  # fmt: skip
+
+
+def normalisation(folder: Path, seed: int) -> Plan:
+    """λ = 1 under each scale of the policy gradient."""
+    sources = of_experts(folder, seed)
+    arms = []
+    for loss, scale in SCALES:
+        trl = {"training.trl.loss_type": loss, "training.trl.scale_rewards": scale}
+        arms.append(Arm(f"{loss}, {scale}, λ = 0", trl))
+        arms += [Arm(f"{loss}, {scale}, λ = 1, {data}", {**trl, **more}, "1") for data, more in sources.items()]
+    return Plan(RECIPE, arms)
+
+
+def of_experts(folder: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """Both kinds of labelled walks, as settings."""
+    return {EXPERT: {"objective.sources": json.dumps({half_of_the_shortest(folder, seed): 1.0})}, RANDOM: {}}
+
+
+QUESTIONS: dict[str, Callable[[Path, int], Plan]] = {"kl": kl, "decay": decay, "normalisation": normalisation}
+
+
+# What is said of it ---------------------------------------------------------------------------------------------------
+
+
+def compared(question: str, found: Mapping[str, Values]) -> list[str]:
+    """The differences that answer a question."""
+    if question == "kl":
+        pairs = [(name, WARM_START) for name in found if name != WARM_START]
+        return differences(found, pairs, {key: MEASURES[key] for key in ("ell", "return")})
+    pairs = []
+    for data in (EXPERT, RANDOM):
+        if question == "decay":
+            small, middle, large, falling = (
+                f"{name}, {data}" for name in ("μ = 0.02", "μ = 0.1", "μ = 0.5", "μ from 0.9 to 0.05")
+            )
+            pairs += [(falling, small), (small, middle), (small, large), (falling, "μ = 0")]
+        else:
+            scales = [f"{loss}, {scale}" for loss, scale in SCALES]
+            pairs += [(f"{each}, λ = 1, {data}", f"{each}, λ = 0") for each in scales]
+    return differences(found, pairs, {key: MEASURES[key] for key in ("return", LEARNING)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", nargs="*", help="left out: all three")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=2, help="seeds at once")
+    parser.add_argument("--output", type=Path, default=Path("runs/questions"))
+    given, extra = parser.parse_known_args()
+    for question in given.questions or QUESTIONS:
+        if question not in QUESTIONS:
+            parser.error(f"question is {question!r}: expected one of {', '.join(QUESTIONS)}")
+        found = over_seeds(QUESTIONS[question], given.seeds, given.output / question, given.workers, extra)
+        text = "\n".join([*table(found, MEASURES), "", *compared(question, found)])
+        atomic_write_text(given.output / f"{question}.md", text + "\n")
+        print(f"{question}, {given.seeds} seeds\n\n{text}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
