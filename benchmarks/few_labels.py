@@ -43,10 +43,10 @@ def plan(folder: Path, seed: int, per_label: int, train: Path, test: Path) -> Pl
         "data.eval": test,
         "data.rows_per_label": per_label,
         "warm_start.epochs": 40,
-        "warm_start.learning_rate": 1e-2,
+        "warm_start.learning_rate": 0.1,
         "env.eval_episodes": 1000,
         "training.steps": 200,
-        "training.learning_rate": 3e-3,
+        "training.learning_rate": 0.03,
         "training.kl_every": 0,
         "objective.probe_every": 0,
     }

@@ -26,6 +26,8 @@ from typing import Any
 from arms import LEARNING, WARM_START, Arm, Plan, Values, differences, over_seeds, table
 
 from envs.random_walk import RandomWalkEnv, Walker
+from rlobj.intervals import Interval, mean_interval_over_seeds
+from rlobj.pictures import COLOURS
 from rlobj.runs import atomic_write_text
 
 RECIPE = "random-walk"
@@ -139,9 +141,14 @@ QUESTIONS: dict[str, Callable[[Path, int], Plan]] = {"kl": kl, "decay": decay, "
 
 def compared(question: str, found: Mapping[str, Values]) -> list[str]:
     """The differences that answer a question."""
+    measures = ("ell", "return") if question == "kl" else ("return", LEARNING)
+    return differences(found, _pairs(question, found), {key: MEASURES[key] for key in measures})
+
+
+def _pairs(question: str, found: Mapping[str, Values]) -> list[tuple[str, str]]:
+    """Which arm is to be held against which."""
     if question == "kl":
-        pairs = [(name, WARM_START) for name in found if name != WARM_START]
-        return differences(found, pairs, {key: MEASURES[key] for key in ("ell", "return")})
+        return [(name, WARM_START) for name in found if name != WARM_START]
     pairs = []
     for data in (EXPERT, RANDOM):
         if question == "decay":
@@ -152,7 +159,44 @@ def compared(question: str, found: Mapping[str, Values]) -> list[str]:
         else:
             scales = [f"{loss}, {scale}" for loss, scale in SCALES]
             pairs += [(f"{each}, λ = 1, {data}", f"{each}, λ = 0") for each in scales]
-    return differences(found, pairs, {key: MEASURES[key] for key in ("return", LEARNING)})
+    return pairs
+
+
+def draw(question: str, found: Mapping[str, Values], path: Path) -> None:
+    """The answer as a picture: what an arm has beyond another, with its interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    if question == "kl":
+        for sign, style, colour in (("β", "s", COLOURS[1]), ("λ", "o", COLOURS[0])):
+            for place, name in enumerate(each for each in found if each.startswith(sign)):
+                (x, *x_ends), (y, *y_ends) = _mean(found, name, "ell", WARM_START), _mean(found, name, "return")
+                axes.errorbar(
+                    x, y, _whiskers(y, y_ends), _whiskers(x, x_ends), fmt=style, capsize=2, color=colour, alpha=0.7
+                )
+                # those with all the reward lie close together: one below the other
+                below = -12 - 10 * (place + (sign == "β")) if y > 0.9 else 4
+                axes.annotate(name, (x, y), (4, below), textcoords="offset points", fontsize=8, color=colour)
+        axes.set(xlabel="ℓ of the other task, above the warm start's (nats per token)", ylabel="optimality")
+    else:
+        pairs = _pairs(question, found)
+        for place, (ours, theirs) in enumerate(reversed(pairs)):
+            mean, *ends = _mean(found, ours, "return", theirs)
+            axes.errorbar(mean, place, xerr=_whiskers(mean, ends), fmt="o", capsize=2, color="tab:blue")
+        axes.set_yticks(range(len(pairs)), [f"{ours} − {theirs}" for ours, theirs in reversed(pairs)], fontsize=7)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set(xlabel="difference in optimality")
+    figure.savefig(path, dpi=130)
+
+
+def _mean(found: Mapping[str, Values], name: str, measure: str, beyond: str | None = None) -> Interval:
+    less = found[beyond][measure] if beyond else [0.0] * len(found[name][measure])
+    return mean_interval_over_seeds([a - b for a, b in zip(found[name][measure], less, strict=True)])
+
+
+def _whiskers(middle: float, ends: Sequence[float]) -> list[list[float]]:
+    return [[middle - ends[0]], [ends[1] - middle]]
 
 
 def main() -> None:
@@ -168,6 +212,7 @@ def main() -> None:
         found = over_seeds(QUESTIONS[question], given.seeds, given.output / question, given.workers, extra)
         text = "\n".join([*table(found, MEASURES), "", *compared(question, found)])
         atomic_write_text(given.output / f"{question}.md", text + "\n")
+        draw(question, found, given.output / f"{question}.png")
         print(f"{question}, {given.seeds} seeds\n\n{text}\n", flush=True)
 
 
