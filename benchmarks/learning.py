@@ -33,7 +33,7 @@ from envs.core import FIRST_HELD_OUT_SEED
 from rlobj import EnvironmentRollout, Sampling, episode_dataset, episode_return
 from rlobj.arguments import ObjectiveArguments
 from rlobj.config import ESTIMATORS
-from rlobj.encoder_policy import as_one_token_policy
+from rlobj.encoder_policy import as_one_token_policy, train_head_only
 from rlobj.evaluation import evaluate
 from rlobj.intervals import mean_interval_over_seeds
 from rlobj.pictures import COLOURS
@@ -147,7 +147,8 @@ def of_recipe(recipe: str, output: Path, *overrides: str, **changes: Any) -> Pro
     def policy(seed: int) -> PreTrainedModel:
         if task.label_names is None:
             return load_causal(warm_start)
-        return as_one_token_policy(load_encoder(warm_start, task.label_names))
+        encoder = as_one_token_policy(load_encoder(warm_start, task.label_names))
+        return train_head_only(encoder) if config.policy.head_only else encoder
 
     def train_seeds(seed: int, count: int) -> Sequence[int]:
         rng, every = np.random.default_rng(seed), getattr(task.train_env.unwrapped, "population", None)
@@ -173,8 +174,9 @@ def problems(given: argparse.Namespace) -> dict[str, Callable[[], Problem]]:
     """By name, in the order in which they are run."""
     output = given.output
     files = [f"--data.train={given.train}", f"--data.eval={given.test}"]
-    few = ["--data.rows_per_label=10", "--policy.max_length=64", "--training.prompts_per_step=32", *files]
-    minilm = ["--warm_start.epochs=30", "--warm_start.learning_rate=2e-4", "--training.learning_rate=1e-4"]
+    few = ["--data.rows_per_label=10", "--policy.max_length=64", *files]
+    minilm = ["--warm_start.epochs=40", "--warm_start.learning_rate=0.1", "--training.learning_rate=0.03"]
+    minilm += ["--policy.head_only=true", "--training.steps=200"]
     scratch = ["--warm_start.epochs=15", "--warm_start.learning_rate=1e-3", "--training.learning_rate=3e-4"]
 
     def pretrained() -> Problem:
