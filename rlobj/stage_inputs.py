@@ -23,7 +23,7 @@ def warm_inputs(config: RunConfig) -> dict[str, Any]:
     return {
         "rlobj": __version__,
         **named("policy", asdict(config.policy)),
-        **named("env", asdict(config.env)),
+        **named("env", {k: v for k, v in asdict(config.env).items() if k != "eval_episodes"}),
         **named("data", asdict(config.data)),
         **named("warm_start", asdict(config.warm_start)),
         "seed": config.seed,

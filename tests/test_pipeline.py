@@ -169,6 +169,11 @@ def test_another_lambda_trains_that_one_alone(finished, capsys):
     assert "λ = 0.5: 2 in" in said
 
 
+def test_more_episodes_of_evaluation_train_nothing(finished, capsys):
+    small_run("customer-service", finished.parent, env__eval_episodes=9)
+    assert capsys.readouterr().out.count("done before, inputs unchanged") == 4
+
+
 def test_a_reward_model_alone_is_what_a_run_goes_on_from(tmp_path, capsys):
     settings = [f"--{key}={value}" for key, value in {**SMALL, "output_dir": tmp_path}.items()]
     assert main(["reward", "customer-service", *settings]) == 0
