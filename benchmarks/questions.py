@@ -141,34 +141,32 @@ QUESTIONS: dict[str, Callable[[Path, int], Plan]] = {"kl": kl, "decay": decay, "
 
 def compared(question: str, found: Mapping[str, Values]) -> list[str]:
     """The differences that answer a question."""
-    measures = ("ell", "return") if question == "kl" else ("return", LEARNING)
-    return differences(found, _pairs(question, found), {key: MEASURES[key] for key in measures})
-
-
-def _pairs(question: str, found: Mapping[str, Values]) -> list[tuple[str, str]]:
-    """Which arm is to be held against which."""
     if question == "kl":
-        return [(name, WARM_START) for name in found if name != WARM_START]
-    pairs = []
-    for data in (EXPERT, RANDOM):
-        if question == "decay":
-            small, middle, large, falling = (
-                f"{name}, {data}" for name in ("μ = 0.02", "μ = 0.1", "μ = 0.5", "μ from 0.9 to 0.05")
-            )
-            pairs += [(falling, small), (small, middle), (small, large), (falling, "μ = 0")]
-        else:
-            scales = [f"{loss}, {scale}" for loss, scale in SCALES]
-            pairs += [(f"{each}, λ = 1, {data}", f"{each}, λ = 0") for each in scales]
-    return pairs
+        pairs = [(name, WARM_START) for name in found if name != WARM_START]
+    else:
+        pairs = [pair for data in (EXPERT, RANDOM) for pair in _pairs(question, data).values()]
+    measures = ("ell", "return") if question == "kl" else ("return", LEARNING)
+    return differences(found, pairs, {key: MEASURES[key] for key in measures})
+
+
+def _pairs(question: str, data: str) -> dict[str, tuple[str, str]]:
+    """Which arm is to be held against which, by a short name."""
+    if question == "decay":
+        small, middle, large, falling = "μ = 0.02", "μ = 0.1", "μ = 0.5", "μ from 0.9 to 0.05"
+        pairs = [(falling, small), (small, middle), (small, large)]
+        found = {f"{ours} − {theirs}": (f"{ours}, {data}", f"{theirs}, {data}") for ours, theirs in pairs}
+        return {**found, f"{falling} − μ = 0": (f"{falling}, {data}", "μ = 0")}
+    scales = [f"{loss}, {scale}" for loss, scale in SCALES]
+    return {each: (f"{each}, λ = 1, {data}", f"{each}, λ = 0") for each in scales}
 
 
 def draw(question: str, found: Mapping[str, Values], path: Path) -> None:
     """The answer as a picture: what an arm has beyond another, with its interval."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
     if question == "kl":
+        axes = figure.add_subplot()
         for sign, style, colour in (("β", "s", COLOURS[1]), ("λ", "o", COLOURS[0])):
             for place, name in enumerate(each for each in found if each.startswith(sign)):
                 (x, *x_ends), (y, *y_ends) = _mean(found, name, "ell", WARM_START), _mean(found, name, "return")
@@ -180,13 +178,16 @@ def draw(question: str, found: Mapping[str, Values], path: Path) -> None:
                 axes.annotate(name, (x, y), (4, below), textcoords="offset points", fontsize=8, color=colour)
         axes.set(xlabel="ℓ of the other task, above the warm start's (nats per token)", ylabel="optimality")
     else:
-        pairs = _pairs(question, found)
-        for place, (ours, theirs) in enumerate(reversed(pairs)):
-            mean, *ends = _mean(found, ours, "return", theirs)
-            axes.errorbar(mean, place, xerr=_whiskers(mean, ends), fmt="o", capsize=2, color="tab:blue")
-        axes.set_yticks(range(len(pairs)), [f"{ours} − {theirs}" for ours, theirs in reversed(pairs)], fontsize=7)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set(xlabel="difference in optimality")
+        for column, data in enumerate((EXPERT, RANDOM)):
+            axes, pairs = figure.add_subplot(1, 2, column + 1), _pairs(question, data)
+            for place, (ours, theirs) in enumerate(reversed(pairs.values())):
+                mean, *ends = _mean(found, ours, "return", theirs)
+                axes.errorbar(mean, place, xerr=_whiskers(mean, ends), fmt="o", capsize=2, color=COLOURS[0])
+            axes.set_yticks(range(len(pairs)), list(reversed(pairs)) if column == 0 else [], fontsize=8)
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.set_title(f"ℓ on {data}", fontsize=9)
+            what = ", λ = 1 − λ = 0" if question == "normalisation" else ""
+            axes.set_xlabel(f"difference in optimality{what}", fontsize=8)
     figure.savefig(path, dpi=130)
 
 
