@@ -20,11 +20,11 @@ class Patience:
     """
 
     step_timeout: float | None = None
-    """Seconds for one step; None waits for ever. A step that takes longer is left to itself in a thread of its own,
-    which only the end of the program ends: code that computes for ever goes on taking its share of the processor."""
+    """Seconds for one step or reset; None waits for ever. One that takes longer is left to itself in a thread of its
+    own, which only the end of the program ends: code that computes for ever goes on taking its share of the processor."""
     restarts: int = 0
-    """How often an episode whose step raised or was late is begun again in a new environment, where what was said
-    before is said again, so that the policy does not notice."""
+    """How often an episode whose step or reset raised or was late is begun again in a new environment, where what was
+    said before is said again, so that the policy does not notice."""
 
     def __post_init__(self) -> None:
         if self.step_timeout is not None and not self.step_timeout > 0:
@@ -33,7 +33,7 @@ class Patience:
             raise ValueError(f"restarts is {self.restarts}: expected at least 0")
 
 
-def within(seconds: float | None, work: Callable[[], T]) -> T:
+def within(seconds: float | None, work: Callable[[], T], what: str = "a step") -> T:
     """What `work` returns, or raises, if that takes no longer.
 
     Raises:
@@ -53,7 +53,7 @@ def within(seconds: float | None, work: Callable[[], T]) -> T:
     try:
         value, error = done.get(timeout=seconds)
     except Empty:
-        raise TimeoutError(f"a step took longer than step_timeout, {seconds:g} s") from None
+        raise TimeoutError(f"{what} took longer than step_timeout, {seconds:g} s") from None
     if error is not None:
         raise error
     return value  # type: ignore[return-value]

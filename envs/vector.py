@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import gymnasium
@@ -32,7 +33,9 @@ class TextVectorEnv(SyncVectorEnv):
             kept. A wrapper sees what its turns earn, but not the reward of the whole episode, which is added behind it.
         reward: scores all episodes in one call; None for the reward that the environments were made with, or their own.
         on_error: what a failed reward does, see `envs.rewards.score_episodes`; None as the environments say.
-        patience: with environments that raise or hang when `act` steps them.
+        patience: with environments that raise or hang when they are reset, or when `act` steps them.
+
+    Whatever a reset or step raises names the environment, its episode and its turn.
     """
 
     def __init__(
@@ -72,16 +75,50 @@ class TextVectorEnv(SyncVectorEnv):
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         self._actions = [[] for _ in self.envs]
         self._restarts = [0] * self.num_envs
-        return super().reset(seed=seed, options=options)
+        with self._stood_in_for():
+            return super().reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         played = ~self._autoreset_envs  # the others are reset by this step
-        observations, rewards, terminations, truncations, infos = super().step(actions)
+        with self._stood_in_for():
+            observations, rewards, terminations, truncations, infos = super().step(actions)
         ended = [int(i) for i in np.flatnonzero(played & (terminations | truncations))]
         for i in ended:
             self.truncate(i)  # a wrapper may have ended it
         rewards[ended] += score(self.reward, [self._inner[i] for i in ended], self.on_error).values if ended else []
         return observations, rewards, terminations, truncations, infos
+
+    @contextmanager
+    def _stood_in_for(self) -> Iterator[None]:
+        """While Gymnasium resets or steps the environments, let it reach them through what names them in errors."""
+        envs = self.envs
+        self.envs = [cast("gymnasium.Env[Any, Any]", _StandIn(self, envs, index)) for index in range(self.num_envs)]
+        try:
+            yield
+        finally:
+            self.envs = envs
+
+    def _reset_patiently(
+        self, envs: list[gymnasium.Env[Any, Any]], index: int, seed: int | None, options: dict[str, Any] | None
+    ) -> tuple[Any, dict[str, Any]]:
+        while True:
+            try:
+                return within(
+                    self.patience.step_timeout, lambda: envs[index].reset(seed=seed, options=options), "a reset"
+                )
+            except Exception as error:
+                if self._restarts[index] == self.patience.restarts:
+                    error.add_note(f"{self._where(index, seed)}, at its reset{self._tried(index)}")
+                    raise
+                self._restarts[index] += 1
+                envs[index] = self._make()
+
+    def _where(self, index: int, seed: int | None) -> str:
+        episode = "an episode without a seed" if seed is None else f"episode {seed}"
+        return f"in environment {index} of {self.num_envs}: {episode}"
+
+    def _tried(self, index: int) -> str:
+        return f", begun again {self._restarts[index]} times" if self.patience.restarts else ""
 
     def act(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
         """Step the environments that `actions` names by index, each without the reward of its whole episode.
@@ -103,8 +140,7 @@ class TextVectorEnv(SyncVectorEnv):
             except Exception as error:
                 if self._restarts[index] == self.patience.restarts or isinstance(error, ResetNeeded):
                     turn = len(self._actions[index]) + 1
-                    tried = f", begun again {self._restarts[index]} times" if self.patience.restarts else ""
-                    error.add_note(f"in environment {index} of {self.num_envs}: episode {seed}, turn {turn}{tried}")
+                    error.add_note(f"{self._where(index, seed)}, turn {turn}{self._tried(index)}")
                     raise
                 self._restarts[index] += 1
                 again = True
@@ -164,6 +200,24 @@ class TextVectorEnv(SyncVectorEnv):
             columns: what else to call it with, such as `completion_ids`.
         """
         return score(self.reward, self._inner, self.on_error, columns)
+
+
+class _StandIn:
+    """One environment of a vector, as far as Gymnasium's vector calls it."""
+
+    def __init__(self, vector: TextVectorEnv, envs: list[gymnasium.Env[Any, Any]], index: int) -> None:
+        self.vector, self.envs, self.index = vector, envs, index
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.vector._reset_patiently(self.envs, self.index, seed, options)
+
+    def step(self, action: Any) -> Any:
+        try:
+            return self.envs[self.index].step(action)
+        except Exception as error:
+            env = cast("TextEnv", self.envs[self.index].unwrapped)
+            error.add_note(f"{self.vector._where(self.index, env._seed)}, a step")
+            raise
 
 
 def vector_entry_point(env_class: type[TextEnv]) -> Callable[..., TextVectorEnv]:

@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = advice_on(error)
         if os.environ.get("RLOBJ_DEBUG") == "1" or not (advice or _is_the_users(error)):
             raise
-        print(f"error: {error}{advice}", file=sys.stderr)
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))  # where it was
+        print(f"error: {error}{notes}{advice}", file=sys.stderr)
         return 2
 
 

@@ -75,9 +75,9 @@ class EnvConfig:
     eval_episodes: int = 200
     """episodes of the evaluation, never trained on"""
     step_timeout: float | None = None
-    """seconds for one step of the environment; null waits for ever"""
+    """seconds for one step or reset of the environment; null waits for ever"""
     restarts: int = 0
-    """begin an episode again so often where a step raises or is late; what was said before is said again"""
+    """begin an episode again so often where a step or reset raises or is late; what was said before is said again"""
 
 
 @dataclass(frozen=True, slots=True)

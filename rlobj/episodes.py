@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from trl.trainer.utils import RepeatSampler
 
+from rlobj.chat_format import Message
 from rlobj.rollout import episode_prompt
 
 
@@ -21,7 +22,17 @@ def episode_dataset(env: gymnasium.Env[Any, Any], seeds: Sequence[int]) -> Datas
     """
     if not len(seeds):
         raise ValueError("train_seeds is empty: expected at least one episode to train on")
-    return Dataset.from_list([{"prompt": episode_prompt(s, env.reset(seed=int(s))[0])} for s in seeds])
+    return Dataset.from_list([{"prompt": episode_prompt(seed, opening_of(env, int(seed)))} for seed in seeds])
+
+
+def opening_of(env: gymnasium.Env[Any, Any], seed: int) -> list[Message]:
+    """The opening messages of an episode; what its reset raises names it."""
+    try:
+        opening: list[Message] = env.reset(seed=seed)[0]
+    except Exception as error:
+        error.add_note(f"at the reset of episode {seed}")
+        raise
+    return opening
 
 
 class EpochSampler(RepeatSampler):

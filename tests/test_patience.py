@@ -14,6 +14,8 @@ from envs.core import Message, StepResult, TextEnv
 from envs.patience import Patience
 from envs.spaces import Text
 from envs.vector import TextVectorEnv
+from rlobj.cli import main
+from rlobj.episodes import episode_dataset
 from rlobj.policies import load_causal, load_tokenizer
 from rlobj.rollout import Sampling, play
 
@@ -90,6 +92,99 @@ def test_an_episode_that_is_begun_again_goes_on_as_if_nothing_had_happened(polic
     assert not faults
     assert result.trajectories == smooth.trajectories and result.returns == smooth.returns == [10.0] * 3
     assert result.episodes == smooth.episodes
+
+
+class Reluctant(Faulty):
+    """Episode 1 cannot be reset, as often as `faults` has one left."""
+
+    def _begin(self, seed: int, rng: random.Random) -> list[Message]:
+        if seed == 1 and self.faults:
+            if self.faults.pop() == "raise":
+                raise ConnectionError("nobody picks up")
+            time.sleep(5)
+        return super()._begin(seed, rng)
+
+
+def reset_of(faults: list[str], patience: Patience) -> TextVectorEnv:
+    vector = TextVectorEnv(lambda: Reluctant(faults), 3, patience=patience)
+    vector.reset(seed=[0, 1, 2])
+    return vector
+
+
+@pytest.mark.parametrize(
+    ("faults", "patience", "error", "again"),
+    [
+        (["raise"], Patience(), "nobody picks up", ""),
+        (["hang"], Patience(step_timeout=0.1), r"a reset took longer than step_timeout, 0\.1 s", ""),
+        (["raise"] * 3, Patience(restarts=2), "nobody picks up", ", begun again 2 times"),
+    ],
+)
+def test_an_environment_that_cannot_be_reset_is_named(faults, patience, error, again):
+    with pytest.raises(OSError, match=error) as raised:
+        reset_of(faults, patience)
+    assert raised.value.__notes__ == [f"in environment 1 of 3: episode 1, at its reset{again}"]
+    assert not faults
+
+
+def test_a_reset_that_fails_is_tried_in_a_new_environment(policy):
+    faults = ["raise", "hang"]
+    vector = TextVectorEnv(lambda: Reluctant(faults), 3, patience=Patience(step_timeout=0.2, restarts=2))
+    torch.manual_seed(0)
+    result = play(*policy, vector, [0, 1, 2], Sampling(4, 300))
+    assert result.trajectories == played(policy, [], Patience()).trajectories and not faults
+
+
+def test_gymnasiums_step_names_what_fails_too():
+    vector = TextVectorEnv(lambda: Faulty(["raise"]), 3)
+    vector.reset(seed=[0, 1, 2])
+    for _ in range(2):
+        vector.step(("a",) * 3)
+    with pytest.raises(ConnectionError) as raised:
+        vector.step(("a",) * 3)
+    assert raised.value.__notes__ == ["in environment 1 of 3: episode 1, a step"]
+    assert isinstance(vector.envs[0], Faulty), "the vector holds its environments again"
+
+
+def test_a_data_set_of_episodes_names_the_one_that_cannot_be_reset():
+    with pytest.raises(ConnectionError) as raised:
+        episode_dataset(Reluctant(["raise"]), [0, 1])
+    assert raised.value.__notes__ == ["at the reset of episode 1"]
+
+
+def test_the_command_line_says_where_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "unwilling.py").write_text(UNWILLING)
+    path = small_policy(tmp_path / "policy")
+    arguments = ["--env.id", "unwilling:unwilling/Env-v0", "--policy.model", str(path), "--policy.max_length", "100"]
+    assert main(["run", "environment", *arguments, "--objective.lambda_sup", "0", "--warm_start.epochs", "0",
+                 "--training.steps", "2", "--output_dir", str(tmp_path)]) == 2  # fmt: skip
+    assert capsys.readouterr().err.endswith("error: nobody picks up\nat the reset of episode 3\n")
+
+
+UNWILLING = """
+import gymnasium
+from envs import StepResult, TextEnv
+from envs.spaces import Text
+
+class Unwilling(TextEnv):
+    action_space = Text()
+
+    def _begin(self, seed, rng):
+        if seed == 3:
+            raise ConnectionError("nobody picks up")
+        return [{"role": "user", "content": "hello"}]
+
+    def _reply(self, action):
+        return {"role": "assistant", "content": action}, StepResult([], True, False, {})
+
+    def _columns(self):
+        return {}
+
+    def own_reward(self):
+        return 0.0
+
+gymnasium.register("unwilling/Env-v0", entry_point=Unwilling)
+"""
 
 
 def test_an_episode_that_is_another_when_begun_again_is_told(policy):
