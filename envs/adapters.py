@@ -11,7 +11,7 @@ import importlib
 import json
 import random
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,13 @@ class FromGymnasium(TextEnv):
         new = _messages(observation)
         if isinstance(self.inner.observation_space, Chat):  # the whole conversation: only its new part is appended
             known = len(self._seen)
+            if new[:known] != self._seen:
+                raise ValueError(
+                    f"{self.inner} shows a conversation that is not the one before with more behind it: expected "
+                    "messages to be added alone, since the policy has read the others"
+                )
             self._seen, new = new, new[known:]
-            new = new[1:] if new and new[0]["role"] == "assistant" else new
+            new = new[1:] if new and _role(new[0]) == "assistant" else new
         self._total += float(reward)
         return message, StepResult(new, bool(terminated), bool(truncated), info, float(reward))
 
@@ -405,10 +410,17 @@ def as_text_env(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     return FromGymnasium(env) if is_text else env
 
 
+def _role(message: Any) -> Any:
+    return message.get("role") if isinstance(message, Mapping) else None
+
+
 def _messages(observation: Any) -> list[Message]:
+    """What an environment shows; whether these are messages is seen to by TextEnv."""
     if isinstance(observation, str):
-        return [{"role": "user", "content": observation}]
-    return [dict(message) for message in observation]
+        return [{"role": "user", "content": str(observation)}]
+    if not isinstance(observation, list | tuple):
+        raise TypeError(f"the environment shows {observation!r:.80} ({type(observation).__name__}): expected text")
+    return [dict(message) if isinstance(message, Mapping) else message for message in observation]
 
 
 if "adapters/FromGymnasium-v0" not in gymnasium.registry:

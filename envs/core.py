@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from unicodedata import category
@@ -14,7 +15,7 @@ import gymnasium
 from gymnasium.error import ResetNeeded
 
 from envs.rewards import OnError, Reward, check_on_error, resolve_reward, score
-from envs.spaces import Chat
+from envs.spaces import ROLES, Chat
 
 Message = dict[str, str]
 
@@ -55,6 +56,9 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
     The seed given to `reset` decides the whole episode, apart from the actions; without one, it is drawn from
     `np_random`.
 
+    What `_begin`, `_reply` and `_columns` return is checked and copied: an environment may use its dictionaries again,
+    and what cannot be taken is a TypeError or ValueError that names the environment, the episode and the turn.
+
     Subclasses set `action_space` and write `_begin`, `_reply`, `_columns` and `own_reward`.
 
     Args:
@@ -77,7 +81,7 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
         self.observation_space = Chat()
         self._messages: list[Message] = []
         self._opening = 0  # messages of the first observation
-        self._seed = -1
+        self._seed, self._turn = -1, 0
         self._running = False
         self._shown = 0
         self.scored_by_caller = False
@@ -112,7 +116,10 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
     ) -> tuple[list[Message], dict[str, Any]]:
         super().reset(seed=seed)
         self._seed = int(self.np_random.integers(FIRST_HELD_OUT_SEED)) if seed is None else int(seed)
-        self._messages = self._begin(self._seed, random.Random(self._seed))
+        self._turn = 0
+        self._messages = self._taken(self._begin(self._seed, random.Random(self._seed)))
+        if not self._messages:
+            raise ValueError(f"{self._whose()} begins with no message: expected at least one to answer")
         self._opening = len(self._messages)
         self._running, self._shown = True, 0
         self._show()
@@ -136,8 +143,10 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
             raise ResetNeeded("step was called before reset, or after the end of the episode: call reset first")
         if not self.action_space.contains(action):
             raise ValueError(f"action is {action!r} ({type(action).__name__}): expected one of {self.action_space}")
+        self._turn += 1
         message, result = self._reply(action)
-        self._messages += [message, *result.new_messages]
+        result = self._checked(result)
+        self._messages += [*self._taken([message]), *result.new_messages]
         self._running = not (result.terminated or result.truncated)
         self._show()
         return result if self._running else result._replace(info={**self._columns(), **result.info})
@@ -161,7 +170,43 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
         """
         if self._running or not self._messages:
             raise ResetNeeded("the episode has not ended: step until terminated or truncated")
-        return Episode(self._seed, self._messages[: self._opening], self._messages[self._opening :], self._columns())
+        opening, rest = self._messages[: self._opening], self._messages[self._opening :]
+        return Episode(self._seed, opening, rest, dict(self._columns()))
+
+    def _checked(self, result: StepResult) -> StepResult:
+        """What a turn led to, as what it must be: copies of its messages and its info, and plain numbers.
+
+        Raises:
+            TypeError: one of them is something else.
+            ValueError: the turn's reward is not finite.
+        """
+        messages, terminated, truncated, info, reward = result
+        if not isinstance(info, Mapping):
+            raise TypeError(f"{self._whose()} has the info {info!r:.80}: expected a dictionary")
+        try:
+            number = float(reward)
+        except (TypeError, ValueError):
+            raise TypeError(f"{self._whose()} earned {reward!r:.80}: expected a number") from None
+        if not math.isfinite(number):
+            raise ValueError(f"{self._whose()} earned {reward!r}: expected a finite number")
+        return StepResult(self._taken(messages), bool(terminated), bool(truncated), dict(info), number)
+
+    def _taken(self, messages: Any) -> list[Message]:
+        """Copies of what the environment says.
+
+        Raises:
+            TypeError: that is no list of messages.
+        """
+        expected = f"expected a list of {{'role': one of {', '.join(ROLES)}, 'content': a text}}"
+        if not isinstance(messages, list | tuple):
+            raise TypeError(f"{self._whose()} says {messages!r:.80} ({type(messages).__name__}): {expected}")
+        for message in messages:
+            if not isinstance(message, Mapping) or not _is_message(message):
+                raise TypeError(f"{self._whose()} says {message!r:.120}: {expected}")
+        return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+    def _whose(self) -> str:
+        return f"{type(self).__name__}, episode {self._seed}, {f'turn {self._turn}' if self._turn else 'its opening'}"
 
     def _observation(self) -> list[Message]:
         return [dict(message) for message in self._messages]
@@ -171,6 +216,10 @@ class TextEnv(gymnasium.Env[list[Message], Any]):
             for message in self._messages[self._shown :]:
                 sys.stdout.write(_line(message) + "\n")
         self._shown = len(self._messages)
+
+
+def _is_message(message: Mapping[str, Any]) -> bool:
+    return message.keys() == {"role", "content"} and message["role"] in ROLES and isinstance(message["content"], str)
 
 
 def _line(message: Message) -> str:
