@@ -21,7 +21,8 @@ class Patience:
 
     step_timeout: float | None = None
     """Seconds for one step or reset; None waits for ever. One that takes longer is left to itself in a thread of its
-    own, which only the end of the program ends: code that computes for ever goes on taking its share of the processor."""
+    own, which only the end of the program ends: code that computes for ever goes on taking its share of the
+    processor."""
     restarts: int = 0
     """How often an episode whose step or reset raised or was late is begun again in a new environment, where what was
     said before is said again, so that the policy does not notice."""

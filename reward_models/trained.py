@@ -18,9 +18,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from reward_models.hub import require_model
 from reward_models.protocol import Conversation
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ class TrainedReward:
         raw: leave the normalisation out.
 
     Raises:
-        ValueError: the model has several outputs and no `label` is given, or lacks weights, or its tokenizer has no
-            chat template.
+        ValueError: there is no such model, it has several outputs and no `label` is given, or lacks weights, or its
+            tokenizer has no chat template or another model's vocabulary.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class TrainedReward:
         self.max_tokens = max_tokens or MAX_TOKENS.get(self.device.type, MAX_TOKENS["cuda"])
         if dtype == "auto":
             dtype = "bfloat16" if _computes_in_bfloat16(self.device) else "float32"
+        require_model("reward model", path)
         self.tokenizer = load_reward_tokenizer(self.path)
         with quiet():  # what transformers would report of missing weights is an error below
             model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -91,6 +93,7 @@ class TrainedReward:
                 f"reward model {self.path!r} lacks the weights {sorted(info['missing_keys'])[:3]}: a random head is no "
                 "reward; train one, or give the directory of a trained one"
             )
+        require_vocabulary(model, self.tokenizer, f"reward model {self.path!r}")
         # a causal backbone finds the last token by it
         model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.model = model.to(self.device).eval()
@@ -290,6 +293,24 @@ def require_chat_and_padding(tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.eos_token is None:
             raise ValueError(f"tokenizer of {name!r} has neither pad_token nor eos_token: set one and save it there")
         tokenizer.pad_token = tokenizer.eos_token
+
+
+def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    """See that a model has an embedding for every token of its tokenizer; rows to spare do no harm.
+
+    Args:
+        what: what the model is called in the error.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    rows, needed = embeddings.weight.shape[0], max(tokenizer.get_vocab().values()) + 1
+    if needed > rows:
+        raise ValueError(
+            f"{what} has embeddings of {rows} tokens, but its tokenizer {tokenizer.name_or_path!r} has {needed}: "
+            "expected the tokenizer that it was trained with, or model.resize_token_embeddings before it learns more"
+        )
 
 
 _UNLIMITED = 10**9

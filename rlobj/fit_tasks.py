@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from reward_models.trained import require_vocabulary
 from rlobj.chat_format import IGNORED_LABEL
 from rlobj.config import ModelConfig
 from rlobj.encoder_policy import label_head
@@ -95,6 +96,7 @@ class SupervisedTask(ABC):
             tokenizer.padding_side = "right"  # encoders count positions from the left
             torch.manual_seed(seed)  # of the new head
             model = load_encoder(policy.model, names, auto)
+            require_vocabulary(model, tokenizer, f"policy.model {policy.model!r}")
         else:
             tokenizer = make_encoder_tokenizer(self.texts(), policy.vocab_size, policy.max_length)
             model = make_encoder(
@@ -273,7 +275,9 @@ def new_or_given_causal(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal model that is given with its tokenizer, or new ones for these texts."""
     if policy.model is not None:
-        return load_causal(policy.model), load_tokenizer(policy.model)
+        model, known = load_causal(policy.model), load_tokenizer(policy.model)
+        require_vocabulary(model, known, f"policy.model {policy.model!r}")
+        return model, known
     tokenizer = make_tokenizer(texts, policy.vocab_size, policy.max_length)
     size = {"hidden_size": policy.hidden_size, "layers": policy.layers, "heads": policy.heads}
     return make_causal(tokenizer, **size, max_length=policy.max_length, seed=seed), tokenizer

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from reward_models.hub import require_model
 from rlobj import __version__
 from rlobj.fit_config import FitConfig, learning_rate_of, metric_of, validate_fit
 from rlobj.fit_report import fit_table, write_fit_report
@@ -36,6 +37,8 @@ def fit(config: FitConfig) -> Path:
         Interrupted: asked to stop by a signal; the same command goes on.
     """
     validate_fit(config)
+    if config.policy.model is not None:
+        require_model("policy.model", config.policy.model)
     this = _Fit(config, TASKS[config.task](config))
     with graceful_signals() as this.stop:
         return this.all_stages()

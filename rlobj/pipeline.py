@@ -18,6 +18,7 @@ import rlobj.report as report
 import rlobj.reward_stage as reward_stage
 import rlobj.run_report as run_report
 import rlobj.warm_stage as warm_stage
+from reward_models.hub import require_model
 from rlobj.config import RunConfig, validate
 from rlobj.evaluation_stage import evaluation_of, judge
 from rlobj.grpo_config import adapter_config, grpo_config
@@ -38,9 +39,8 @@ def run(config: RunConfig) -> Path:
         InputsChanged: a stage is half done with other inputs, and config.on_change is "refuse".
         rlobj.stages.Interrupted: asked to stop by a signal; the same command goes on.
     """
-    validate(config)
-    task = make_task(config)
-    this = Run(config, task)
+    _check(config)
+    this = Run(config, make_task(config))
     with graceful_signals() as this.stop:
         return _all_stages(this)
 
@@ -53,7 +53,7 @@ def prepare(config: RunConfig) -> dict[str, str]:
     Raises:
         ValueError, InputsChanged, Interrupted: as `run`.
     """
-    validate(config)
+    _check(config)
     this = Run(config, make_task(config))
     this.stage_count = 1 + this.trains_reward
     with graceful_signals() as this.stop:
@@ -64,6 +64,14 @@ def prepare(config: RunConfig) -> dict[str, str]:
     if this.trains_reward:
         shared["reward.model"] = str(this.directory / "reward_model")
     return shared
+
+
+def _check(config: RunConfig) -> None:
+    """Refuse what cannot be run, models that are not there among it, before the data are made."""
+    validate(config)
+    for key, model in (("policy.model", config.policy.model), ("reward.model", config.reward.model)):
+        if model is not None:
+            require_model(key, model)
 
 
 def _all_stages(this: Run) -> Path:

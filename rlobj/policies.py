@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from reward_models.hub import require_model
 from rlobj.chat_format import CHAT_TEMPLATE, END_TOKEN, PAD_TOKEN, ROLE_TOKENS
 
 
@@ -134,8 +135,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside a model, with a pad token.
 
     Raises:
-        ValueError: it has neither a pad nor an eos token.
+        ValueError: there is no such model, or its tokenizer has neither a pad nor an eos token.
     """
+    require_model("policy", path)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -159,6 +161,7 @@ def load_encoder(
     """A classifier over `label_names`, of texts or with AutoModelForTokenClassification of tokens. An encoder without a
     label head gets a new one; a label head of another size is an error.
     """
+    require_model("policy", path)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     is_classifier = any(auto_class.__name__.removeprefix("AutoModel") in name for name in config.architectures or [])
     if is_classifier and config.num_labels != len(label_names):
@@ -179,6 +182,7 @@ def load_masked(path: str | os.PathLike[str]) -> PreTrainedModel:
 
 
 def _load(auto_class: Any, path: str | os.PathLike[str], new_head: bool = False, **kwargs: object) -> PreTrainedModel:
+    require_model("policy", path)
     # float32 whatever the checkpoint's type: small updates vanish in half-precision weights
     model, info = auto_class.from_pretrained(
         path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True, **kwargs

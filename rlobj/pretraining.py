@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from reward_models.hub import require_model
 from rlobj import __version__
 from rlobj.chat_format import IGNORED_LABEL
 from rlobj.controllers import Controller, Measured
@@ -49,6 +50,8 @@ def pretrain(config: PretrainConfig) -> Path:
         ValueError, InputsChanged, Interrupted: as `rlobj.fitting.fit`.
     """
     validate_pretrain(config)
+    if config.policy.model is not None:
+        require_model("policy.model", config.policy.model)
     this = _Pretraining(config)
     with graceful_signals() as this.stop:
         return this.all_stages()

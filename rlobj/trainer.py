@@ -28,6 +28,7 @@ from envs.adapters import as_text_env
 from envs.patience import Patience
 from envs.rewards import OnError
 from envs.vector import NO_PATIENCE
+from reward_models.trained import require_vocabulary
 from rlobj.adapters import RankUpdate, WithoutAdapter, has_adalora, require_resumable
 from rlobj.advantages import put_advantages
 from rlobj.alarms import Alarms
@@ -208,6 +209,8 @@ class ObjectiveTrainer(GRPOTrainer):
         self._losses_are_finite: list[Tensor] = []
         with without_beta(args, hidden=lends or penalises):
             super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
+        policy = self.accelerator.unwrap_model(self.model)
+        require_vocabulary(policy, self.processing_class, f"policy {policy.name_or_path!r}")
         if not dropout:
             take_out_dropout(self.model)
         self.is_split = is_split(self)

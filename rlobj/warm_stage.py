@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reward_models.trained import require_vocabulary
+from rlobj.chat_format import ChatFormat
 from rlobj.one_run import Run
 from rlobj.policies import load_causal, load_encoder, load_tokenizer, make_causal, make_encoder, make_tokenizer
 from rlobj.stage_inputs import warm_inputs
@@ -57,7 +59,10 @@ def _new_policy(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     }
     if made.model is not None:
         tokenizer = load_tokenizer(made.model)
+        if labels is None:
+            ChatFormat(tokenizer)  # what its chat template lacks is told now
         model = load_causal(made.model) if labels is None else load_encoder(made.model, labels)
+        require_vocabulary(model, tokenizer, f"policy.model {made.model!r}")
     else:
         tokenizer = make_tokenizer(run.task.texts(), made.vocab_size, made.max_length)
         model = make_causal(tokenizer, **size) if labels is None else make_encoder(tokenizer, labels, **size)
