@@ -304,9 +304,9 @@ def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     Raises:
         ValueError: it has fewer.
     """
-    embeddings: Any = model.get_input_embeddings()
-    rows, needed = embeddings.weight.shape[0], max(tokenizer.get_vocab().values()) + 1
-    if needed > rows:
+    rows: int | None = getattr(model.config.get_text_config(), "vocab_size", None)
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if rows is not None and needed > rows:
         raise ValueError(
             f"{what} has embeddings of {rows} tokens, but its tokenizer {tokenizer.name_or_path!r} has {needed}: "
             "expected the tokenizer that it was trained with, or model.resize_token_embeddings before it learns more"

@@ -127,7 +127,7 @@ class Alarms(TrainerCallback, ExportableState):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         kept = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step > 0 else {}
         attributes = kept.get("attributes", {})
-        self.told = list(attributes.get("told", []))
+        self.told = list(attributes.get("told", self.told))  # what was told before the first step
         self._in_a_row = dict(attributes.get("in_a_row", {}))
         self._entropy_at_first = attributes.get("entropy_at_first")
         gamed = attributes.get("gamed", {"recent": [], "best": None})

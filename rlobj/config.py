@@ -239,6 +239,9 @@ class RolloutConfig:
     overflow: Literal["truncate", "drop_oldest", "error"] = "truncate"
     """the conversation outgrows policy.max_length: cut the episode short; drop the oldest turns and encode the rest
     again (replies before that are not trained on); or stop"""
+    long_prompts: Literal["cut", "drop", "error"] = "cut"
+    """an opening leaves no room for a reply in policy.max_length: cut it; leave such episodes out; or stop, both before
+    the first step"""
     concurrent: int | None = None
     """episodes in memory at a time, a new one taking the place of one that has ended; null: all of a step"""
 

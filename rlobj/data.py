@@ -301,6 +301,8 @@ def dialogues(
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     if not kept:
         raise ValueError(f"{source!r} has no dialogue that can be learned from: {why}")
+    if len(kept) > 1 and all(messages == kept[0] for messages in kept):
+        raise ValueError(f"all {len(kept)} rows of {source!r} are the same dialogue: expected at least two")
     return Dialogues(kept, reasons.total(), why)
 
 
@@ -510,6 +512,20 @@ def split_rows(rows: Sequence[T], holdout: float, seed: int) -> tuple[list[T], l
     random.Random(f"split {seed}").shuffle(order)
     held_out = min(max(round(holdout * len(rows)), 1), len(rows) - 1)
     return [rows[i] for i in sorted(order[held_out:])], [rows[i] for i in sorted(order[:held_out])]
+
+
+def repeats(train: Sequence[Any], held_out: Sequence[Any]) -> dict[str, str]:
+    """What a report says of rows that stand in the data more than once; nothing where none does.
+
+    They are no error, as data that people write have some; but held-out rows that were learned from, too, are a leak.
+    """
+    seen = {repr(row) for row in train}
+    again = len(train) + len(held_out) - len(seen | {repr(row) for row in held_out})
+    leaked = sum(repr(row) in seen for row in held_out)
+    facts = {"rows again": f"{again} of {len(train) + len(held_out)} rows stand there before"} if again else {}
+    if leaked:
+        facts["leak"] = f"{leaked} of {len(held_out)} held-out rows were learned from, too"
+    return facts
 
 
 def few_per_label(labels: Sequence[str], n: int, seed: int) -> list[int]:

@@ -22,6 +22,7 @@ from envs.vector import NO_PATIENCE, TextVectorEnv
 from reward_models.calling import as_reward
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 from rlobj.intervals import Interval, bootstrap_mean, wilson
+from rlobj.long_prompts import fitting_seeds
 from rlobj.rollout import play
 from rlobj.sampling import Sampling
 from rlobj.supervised import SupervisedRow, supervised_losses
@@ -63,7 +64,7 @@ def evaluate(
     patience: Patience = NO_PATIENCE,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Play every seed once, sampling as in training, and measure.
+    """Play every seed once, sampling as in training, and measure; without those that `sampling.long_prompts` drops.
 
     Args:
         rows: held-out labelled rows for ℓ; none leaves it out.
@@ -72,6 +73,7 @@ def evaluate(
         patience: with environments that raise or hang.
         on_progress: called with the number of episodes played so far.
     """
+    seeds = fitting_seeds(make_env, seeds, policy, tokenizer, sampling)
     values: dict[str, list[float]] = {"return": []}
     kl: list[float] = []
     episodes: list[Episode] = []

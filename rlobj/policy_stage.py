@@ -10,7 +10,8 @@ from trl import GRPOConfig
 from envs.patience import Patience
 from reward_models.training import merged
 from rlobj.adapters import parameter_counts
-from rlobj.grpo_config import adapter_config, grpo_config
+from rlobj.grpo_config import adapter_config, grpo_config, sampling_of
+from rlobj.long_prompts import fitting_seeds
 from rlobj.one_run import Run
 from rlobj.policies import load_tokenizer
 from rlobj.progress import say
@@ -65,9 +66,11 @@ def train(run: Run, lambda_sup: float | str, reward: Any) -> None:
 
 
 def _trainer(run: Run, lambda_sup: float | str, reward: Any, args: GRPOConfig) -> ObjectiveTrainer:
-    config, tokenizer = run.config, load_tokenizer(run.warm_start)
+    config, tokenizer, policy = run.config, load_tokenizer(run.warm_start), run.load(run.warm_start)
+    # what the evaluation cannot play is told before the first step
+    fitting_seeds(run.task.make_eval_env, run.task.eval_seeds, policy, tokenizer, sampling_of(config))
     return ObjectiveTrainer(
-        run.load(run.warm_start),
+        policy,
         args=args,
         processing_class=tokenizer,
         env=run.task.train_env,

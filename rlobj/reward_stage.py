@@ -12,15 +12,17 @@ import torch
 from accelerate import PartialState
 
 import rlobj.data as data
+from envs.patience import Patience
 from envs.vector import TextVectorEnv
 from reward_models.functions import load_reward
 from reward_models.rated import YES_OR_NO, train_on_ratings
 from reward_models.trained import load_trained, member_paths, normalise
 from reward_models.training import train_reward_model
 from rlobj.grpo_config import sampling_of
+from rlobj.long_prompts import fitting_seeds
 from rlobj.one_run import Run
 from rlobj.policies import load_tokenizer
-from rlobj.rollout import play
+from rlobj.rollout import factory_of, play
 from rlobj.runs import atomic_write_json
 from rlobj.stage_inputs import reward_inputs, warm_inputs
 from rlobj.stages import Stage
@@ -132,11 +134,14 @@ def _how_good(metrics: Mapping[str, Any]) -> str:
 
 def _warm_conversations(run: Run) -> list[tuple[Any, Any]]:
     """What the warm start says in some episodes of the training."""
-    warm, seeds = run.warm_start, list(run.task.train_seeds)[:NORMALISED_ON]
-    environments = TextVectorEnv(run.task.make_eval_env, len(seeds))
+    config, make_env, sampling = run.config, factory_of(run.task.train_env), sampling_of(run.config)
+    policy, tokenizer = run.load(run.warm_start), load_tokenizer(run.warm_start)
+    seeds = fitting_seeds(make_env, list(run.task.train_seeds)[:NORMALISED_ON], policy, tokenizer, sampling)
+    patience = Patience(config.env.step_timeout, config.env.restarts)
+    environments = TextVectorEnv(make_env, len(seeds), patience=patience)
     with torch.random.fork_rng():
-        torch.manual_seed(run.config.seed)
-        rollouts = play(run.load(warm), load_tokenizer(warm), environments, seeds, sampling_of(run.config))
+        torch.manual_seed(config.seed)
+        rollouts = play(policy, tokenizer, environments, seeds, sampling)
     return [(episode.prompt, episode.completion) for episode in rollouts.episodes]
 
 

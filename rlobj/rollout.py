@@ -146,10 +146,12 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) ->
     return ids, mask
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int) -> list[int]:
-    """Ids of an observation for an encoder: the messages' texts, one line each, with the encoder's special tokens."""
+def encode_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int | None) -> list[int]:
+    """Ids of an observation for an encoder: the messages' texts, one line each, with the encoder's special tokens; the
+    first `max_length` of them unless that is None."""
     text = as_plain_text(tokenizer, "\n".join(message["content"] for message in messages))
-    ids: list[int] = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+    cut: dict[str, Any] = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    ids: list[int] = tokenizer(text, verbose=False, **cut)["input_ids"]
     return ids
 
 

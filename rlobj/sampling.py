@@ -22,6 +22,8 @@ from transformers.generation import (
 
 Overflow = Literal["truncate", "drop_oldest", "error"]
 OVERFLOWS: tuple[str, ...] = get_args(Overflow)
+LongPrompts = Literal["cut", "drop", "error"]
+LONG_PROMPTS: tuple[str, ...] = get_args(LongPrompts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,7 @@ class Sampling:
     max_reply_tokens: int = 64
     """Longest reply, in tokens, its end token included. A longer one is cut there."""
     max_length: int = 512
-    """Longest dialogue, in tokens; see `overflow`. Opening messages that leave no room for a reply of
-    `max_reply_tokens` keep their end, as labelled dialogues do."""
+    """Longest dialogue, in tokens; see `overflow`."""
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -54,6 +55,10 @@ class Sampling:
     """What an answer does that leaves no room for another reply. truncate: the episode is cut short. drop_oldest: the
     oldest turns are dropped (system messages stay) until the rest fills half of `max_length`, and that is encoded
     again; the trajectory begins anew there, with what the policy sees from then on. error: stop."""
+    long_prompts: LongPrompts = "cut"
+    """What is done about opening messages that leave no room for a reply of `max_reply_tokens`. cut: they keep their
+    end, as labelled dialogues do (an encoder reads their beginning). drop: such episodes are left out, before the first
+    step. error: stop, likewise."""
     concurrent: int | None = None
     """How many episodes are in the batch at a time; a new one takes the place of one that has ended. None: all."""
 
@@ -69,6 +74,8 @@ class Sampling:
             raise ValueError(f"stop is {self.stop!r}: expected several strings, none of them empty")
         if self.overflow not in OVERFLOWS:
             raise ValueError(f"overflow is {self.overflow!r}: expected one of {', '.join(OVERFLOWS)}")
+        if self.long_prompts not in LONG_PROMPTS:
+            raise ValueError(f"long_prompts is {self.long_prompts!r}: expected one of {', '.join(LONG_PROMPTS)}")
 
     @classmethod
     def of(cls, args: Any, max_length: int, stop: Sequence[str] = (), **limits: Any) -> Sampling:

@@ -168,6 +168,7 @@ def _labelled_dialogues(
         else:
             train, held_out = data.split_rows(loaded.messages, HELD_OUT, config.seed)
         facts = {"labelled dialogues": f"{len(train)} to train on, {len(held_out)} held out"}
+        facts |= data.repeats(train, held_out)
         return train, held_out, None, facts
     if not has_expert(type(make_env().unwrapped)):
         return [], [], None, {}
@@ -245,7 +246,8 @@ def _choices(config: RunConfig) -> Task:
         label_names=train.action_names,
         facts={
             "labelled texts": f"{episodes} to be rewarded on, {len(few)} of them with their label for ℓ, "
-            f"{held_out.population or len(eval_seeds)} held out, {len(train.action_names)} actions"
+            f"{held_out.population or len(eval_seeds)} held out, {len(train.action_names)} actions",
+            **(data.repeats(examples, eval_examples) if source.train is not None else {}),
         },
     )
 
@@ -354,7 +356,8 @@ def _corpus(config: RunConfig) -> Task:
 
     facts = {
         "corpus": f"{len(train)} dialogues with {len(replies)} replies to train on, {len(held_out)} dialogues "
-        f"with {len(held_out_replies)} replies held out"
+        f"with {len(held_out_replies)} replies held out",
+        **data.repeats(train, held_out),
     }
     if loaded.dropped:
         facts["left out"] = f"{loaded.dropped} dialogues: {loaded.why}"

@@ -44,6 +44,7 @@ from rlobj.exact import exact_return
 from rlobj.gradient_probe import GradientProbe
 from rlobj.kl import EpochsOfGeneration, WarmStartKL
 from rlobj.lambdas import LambdaForm, as_lambda
+from rlobj.long_prompts import fitting_prompts
 from rlobj.objective import objective
 from rlobj.policies import load_causal, take_out_dropout
 from rlobj.reference import frozen_copy, lend, lends_reference, without_beta
@@ -58,6 +59,7 @@ from rlobj.supervised import SupervisedRow, TokenWeights, mean_supervised_loss, 
 from rlobj.tracking import track
 from rlobj.trainer_checks import (
     check_adapter,
+    check_dataset,
     check_estimator,
     check_kl,
     check_lambda,
@@ -111,7 +113,7 @@ class ObjectiveTrainer(GRPOTrainer):
         estimator: of ∇R, one of `rlobj.config.ESTIMATORS`; all but grpo need `env`. With ppo, reinforce and exact
             an `ObjectiveArguments` as `args` may have `num_generations=1`.
         ppo: settings of the critic.
-        rollout: what ends the replies and episodes of `env`.
+        rollout: what ends the replies and episodes of `env`, and what is done about prompts that are too long.
         patience: with steps of `env` that raise or hang.
         encode_prompts_once: run each prompt of a micro-batch through the policy once for all its completions, and only
             the policy's own tokens through the vocabulary (`rlobj.completions`). False: TRL's own passes, whose results
@@ -184,8 +186,10 @@ class ObjectiveTrainer(GRPOTrainer):
             assert not isinstance(model, str)
             self.critic = Critic(model.config.hidden_size, self.ppo.hidden_size).to(model.device)
         self._keeps_logps = False
+        check_dataset(env, train_dataset)
+        sampling, rollout = None, rollout or RolloutConfig()
         if env is not None:
-            sampling = Sampling.of(args, max_length, **asdict(rollout or RolloutConfig()))
+            sampling = Sampling.of(args, max_length, **asdict(rollout))
             self._keeps_logps = sampling.is_policys_own
             actions = model.config.num_labels if estimator == "exact" else 0  # type: ignore[union-attr]
             kwargs["rollout_func"] = EnvironmentRollout(
@@ -211,6 +215,11 @@ class ObjectiveTrainer(GRPOTrainer):
             super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         policy = self.accelerator.unwrap_model(self.model)
         require_vocabulary(policy, self.processing_class, f"policy {policy.name_or_path!r}")
+        self.train_dataset, told = fitting_prompts(
+            self.train_dataset, policy, self.processing_class, sampling, self.args, rollout.long_prompts
+        )
+        if told is not None:
+            self.alarms.tell("long prompts", 0, told)
         if not dropout:
             take_out_dropout(self.model)
         self.is_split = is_split(self)

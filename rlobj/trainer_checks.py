@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from datasets import Dataset
 from trl import GRPOConfig
 
 from rlobj.config import ESTIMATORS
 from rlobj.controllers import Lagrange
 from rlobj.lambdas import LambdaForm, needs_labels
+from rlobj.spelling import did_you_mean
 
 SUPPORTED_LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 """Loss types whose denominator counts over the whole global batch, so that λ keeps its meaning when the batch is split.
@@ -49,6 +51,19 @@ def check_sampling(args: GRPOConfig, env: Any, chooses_labels: bool) -> None:
         raise ValueError(
             "use_vllm is True: rlobj plays the episodes of env itself; vLLM generates where reward_funcs and "
             "train_dataset are given instead. Set use_vllm to False"
+        )
+
+
+def check_dataset(env: Any, train_dataset: Any) -> None:
+    """Raise ValueError for a data set with which TRL would end at step 0, or in the middle."""
+    if env is not None or not isinstance(train_dataset, Dataset):
+        return
+    if not len(train_dataset):
+        raise ValueError("train_dataset is empty: expected at least one prompt to train on")
+    if "prompt" not in train_dataset.column_names:
+        known = train_dataset.column_names
+        raise ValueError(
+            f"train_dataset has the columns {', '.join(known)}: expected prompt{did_you_mean('prompt', known)}"
         )
 
 
