@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import sys
 import time
 
 import gymnasium
@@ -159,6 +161,30 @@ def test_the_command_line_says_where_it_was(tmp_path, monkeypatch, capsys):
     assert main(["run", "environment", *arguments, "--objective.lambda_sup", "0", "--warm_start.epochs", "0",
                  "--training.steps", "2", "--output_dir", str(tmp_path)]) == 2  # fmt: skip
     assert capsys.readouterr().err.endswith("error: nobody picks up\nat the reset of episode 3\n")
+
+
+def test_a_reward_model_is_normalised_with_the_same_patience(tmp_path, monkeypatch, capsys):
+    """The warm start plays the training's episodes for it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    once = "begun.append(seed) if seed == 3 else None\n        if begun == [3] and"
+    source = UNWILLING.replace("unwilling", "unsteady").replace("if seed == 3", f"{once} seed == 3")
+    (tmp_path / "unsteady.py").write_text(f"begun = []\n{source}")
+    path = small_policy(tmp_path / "policy")
+    pairs = [{"prompt": f"hello {n}", "chosen": f"good day {n}", "rejected": f"go {n}"} for n in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+    def status(restarts: int) -> int:
+        return main(["reward", "environment", "--env.id", "unsteady:unsteady/Env-v0", "--policy.model", str(path),
+                     "--policy.max_length", "100", "--objective.lambda_sup", "0", "--warm_start.epochs", "0",
+                     "--reward.kind", "trained", "--reward.normalise", "true", "--training.steps", "2",
+                     "--data.preferences", str(tmp_path / "pairs.jsonl"), "--env.restarts", str(restarts),
+                     "--name", f"restarts-{restarts}", "--output_dir", str(tmp_path)])  # fmt: skip
+
+    assert status(0) == 2
+    assert "error: nobody picks up\nin environment 3 of 16: episode 3, at its reset\n" in capsys.readouterr().err
+    sys.modules["unsteady"].begun.clear()
+    assert status(1) == 0
+    assert sys.modules["unsteady"].begun == [3, 3], "begun again, once"
 
 
 UNWILLING = """
