@@ -17,6 +17,7 @@ from envs.core import StepResult, TextEnv
 from envs.spaces import Text
 from envs.vector import TextVectorEnv
 from rlobj.chat_format import ChatFormat
+from rlobj.critic import Critic
 from rlobj.policies import load_causal, load_tokenizer
 from rlobj.rollout import episode_prompt, episode_seed, factory_of, play
 from rlobj.row_cache import RowCache
@@ -261,6 +262,31 @@ def test_the_oldest_turns_can_be_dropped(policy):
     assert result.returns == [12.0] * 3, "what was earned before counts"
     assert all(t.earned_before > 0 for t in result.trajectories)
     assert episode_shares(result.trajectories)["episodes/overflow"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("more", "concurrent"), [({"overflow": "drop_oldest"}, None), ({"overflow": "drop_oldest"}, 2), ({}, 2)], ids=str
+)
+def test_a_critics_values_outlive_dropped_turns_and_new_episodes_in_old_rows(policy, more, concurrent):
+    """They are those of a plain forward pass over what the policy saw, wherever it stood in the batch."""
+    model, tokenizer = policy
+    critic = Critic(model.config.hidden_size, 8)
+    with torch.no_grad():  # at its beginning it says 0 everywhere
+        critic.value.weight.normal_(generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    sampling = Sampling(5, 90, max_turns=11, concurrent=concurrent, **more)
+    vector = TextVectorEnv(lambda: Chatty({"role": "system", "content": "be kind"}), 5)
+    trajectories = play(model, tokenizer, vector, range(5), sampling, critic).trajectories
+    assert all((t.oldest_dropped > 1) == bool(more) for t in trajectories)
+    for t in trajectories:
+        ids = torch.tensor([t.prompt_ids + t.completion_ids])
+        with torch.no_grad():
+            plain = critic(model.base_model(input_ids=ids).last_hidden_state)[0, len(t.prompt_ids) - 1 :]
+        own = torch.tensor(t.policy_mask, dtype=torch.bool)
+        torch.testing.assert_close(torch.tensor(t.values)[own], plain[:-1][own], atol=1e-4, rtol=1e-4)
+        assert not torch.tensor(t.values)[~own].any() and own.any()
+        assert t.limit and t.bootstrap != 0, "cut short: it goes on in the critic's opinion"
+    assert len({round(value, 6) for t in trajectories for value in t.values}) > 50
 
 
 class Chatty(TextEnv):
