@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -49,6 +50,25 @@ def test_one_process_fails_and_no_other_waits_for_ever(tmp_path, how, raised_by_
     when = float(done.stdout.split("failing at ")[1].split()[0])
     assert time.monotonic() - when < 60 and began < when
     assert newest_whole_checkpoint(tmp_path / "out")[0] == tmp_path / "out/checkpoint-2", "what was trained is kept"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["kl_in", "target_kl"])
+def test_two_processes_agree_on_the_kl(tmp_path, what):
+    """A penalty that is steered, and optimiser steps that are left out: both are of all processes' episodes, and both
+    processes end with the same policy, though each has played episodes of its own."""
+    done = launched("kl_of_ranks.py", small_policy(tmp_path / "policy"), tmp_path / "out", what, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = {line[8]: json.loads(line.partition(": ")[2]) for line in done.stdout.splitlines() if "process " in line}
+    one, other = ranks["0"], ranks["1"]
+    assert one["weights"] == other["weights"] and one["moved"] > 0
+    assert one["played"] != other["played"], "or there would be nothing to agree on"
+    assert one["beta"] == other["beta"] and one["left_out"] == other["left_out"]
+    if what == "kl_in":
+        assert len(set(one["beta"])) > 1, "it is steered"
+        assert max(map(abs, one["penalty"])) > 0
+    else:
+        assert 0 < sum(one["left_out"]) < len(one["left_out"]) * 3
 
 
 LAUNCH = Path(rlobj.__file__).parent / "launch"
