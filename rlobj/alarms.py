@@ -97,7 +97,7 @@ class Alarms(TrainerCallback, ExportableState):
                 yield (
                     "over-optimisation",
                     f"task success fell to {now:.2f} from {best:.2f} about step {at}, while the reward rose: the "
-                    "policy games the reward (Gao et al. 2022). Take an earlier checkpoint or fewer training.steps; "
+                    "policy games the reward (Gao et al. 2022). Set training.keep_best, or take fewer steps; "
                     "raise objective.lambda_sup or training.beta; or mend the reward: more pairs, --reward.ensemble 4",
                 )
         cut = logs.get("replies/truncated", logs.get("completions/clipped_ratio", 0.0))

@@ -281,6 +281,9 @@ class TrainingConfig:
     token)"""
     max_bad_steps: int = 3
     """give up after so many non-finite steps in a row (each is skipped)"""
+    keep_best: int = 0
+    """judge the policy every so many steps, on as many held-out episodes as the evaluation has and none of its, and
+    keep the best by task success (accuracy, or else return); 0: the last"""
     report_to: str | list[str] = "none"
     """trackers that are told what is logged, too: tensorboard, trackio, wandb, or several"""
     project: str | None = None

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from envs.patience import Patience
-from rlobj.evaluation import evaluate
+from rlobj.compared import true_measure
+from rlobj.evaluation import Evaluation, evaluate
 from rlobj.grpo_config import sampling_of
 from rlobj.one_run import Run
 from rlobj.policies import load_tokenizer
 from rlobj.progress import bar
 from rlobj.results import WARM_START, lambda_directory, lambda_title
 from rlobj.runs import atomic_write_json, read_outputs
+from rlobj.sampling import Sampling
 from rlobj.stages import Stage
 from rlobj.supervised import SupervisedRow
 
@@ -57,6 +59,41 @@ def evaluation_of(run: Run, reward: Any, keys: Sequence[str]) -> dict[str, Any]:
     return outputs
 
 
+def promise(
+    run: Run, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reward: Any, sampling: Sampling
+) -> float:
+    """What a policy is chosen by: its task success, accuracy, or else return on episodes that do not judge it."""
+    metrics = _evaluated(run, policy, tokenizer, reward, sampling, list(run.task.choice_seeds)).metrics
+    return metrics[true_measure(metrics)][0]
+
+
+def _evaluated(
+    run: Run,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: Any,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    held_out: Sequence[SupervisedRow] = (),
+    reference: PreTrainedModel | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    return evaluate(
+        policy,
+        tokenizer,
+        run.task.make_eval_env,
+        reward,
+        sampling,
+        seeds,
+        held_out,
+        reference,
+        sampling_seed=run.config.seed,
+        on_error=run.config.reward.on_failure,
+        patience=Patience(run.config.env.step_timeout, run.config.env.restarts),
+        on_progress=on_progress,
+    )
+
+
 def judge(
     run: Run,
     name: str,
@@ -71,22 +108,9 @@ def judge(
     Args:
         reference: the warm start; None where the policy is the warm start itself.
     """
-    seeds = list(run.task.eval_seeds)
+    seeds, sampling = list(run.task.eval_seeds), sampling_of(run.config)
     with bar(name, len(seeds)) as progress:
-        result = evaluate(
-            policy,
-            tokenizer,
-            run.task.make_eval_env,
-            reward,
-            sampling_of(run.config),
-            seeds,
-            held_out,
-            reference,
-            sampling_seed=run.config.seed,
-            on_error=run.config.reward.on_failure,
-            patience=Patience(run.config.env.step_timeout, run.config.env.restarts),
-            on_progress=progress.advance,
-        )
+        result = _evaluated(run, policy, tokenizer, reward, sampling, seeds, held_out, reference, progress.advance)
     kl = {"kl": (0.0, 0.0, 0.0)} if reference is None else {}  # the warm start's to itself
     episodes = [
         {

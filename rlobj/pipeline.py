@@ -102,6 +102,11 @@ def _begin(this: Run, stages: Sequence[Stage]) -> None:
             "rlobj trains no reward model with FSDP: begin with `rlobj reward RECIPE` and the same settings, "
             "without FSDP; this launch goes on from there"
         )
+    if with_fsdp and this.config.training.keep_best:
+        raise ValueError(
+            f"training.keep_best is {this.config.training.keep_best}: with FSDP no process has the whole policy to "
+            "judge between two steps; set it to 0"
+        )
     this.begin(stages, models=len(stages))
     adapter_config(this.config)
     grpo_config(this.config, this.directory)  # what TRL would refuse is refused now, before hours of other stages

@@ -7,15 +7,19 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
+import rlobj.best_policy as best_policy
 from envs.patience import Patience
 from reward_models.training import merged
 from rlobj.adapters import parameter_counts
+from rlobj.best_policy import KeepBest
+from rlobj.evaluation_stage import promise
 from rlobj.grpo_config import adapter_config, grpo_config, sampling_of
 from rlobj.long_prompts import fitting_seeds
 from rlobj.one_run import Run
 from rlobj.policies import load_tokenizer
 from rlobj.progress import say
 from rlobj.results import lambda_directory, lambda_title
+from rlobj.sampling import Sampling
 from rlobj.stage_inputs import policy_inputs
 from rlobj.stages import Stage
 from rlobj.stream import Source
@@ -37,6 +41,7 @@ def train(run: Run, lambda_sup: float | str, reward: Any) -> None:
     directory = stage.directory
 
     def work() -> dict[str, Any]:
+        sampling = sampling_of(config)  # before args: transformers' arguments begin accelerate's state afresh
         args = grpo_config(config, stage.checkpoints)
         begin_run(
             config.training.trackers,
@@ -46,29 +51,51 @@ def train(run: Run, lambda_sup: float | str, reward: Any) -> None:
             run=f"seed {config.policy_seed}",
             directory=run.directory / "trackers",
         )
-        trainer = _trainer(run, lambda_sup, reward, args)
+        trainer = _trainer(run, lambda_sup, reward, args, sampling)
         quiet(trainer)
         if config.policy.peft is not None:
             trained, every = parameter_counts(trainer.model)
             say(f"  {trained:,} of {every:,} parameters are trained")
         trainer.exact_resume = config.on_change != "continue"
+        best = _keeping_the_best(run, trainer, reward, stage, sampling)
         trainer.train(resume_from_checkpoint=run.resume(stage))
         end_run(config.training.trackers)
         run.stop_if_asked()
+        outputs: dict[str, Any] = {"history": trainer.state.log_history, "warnings": trainer.alarms.told}
+        if best is not None:
+            found = best.put_back(trainer.accelerator.unwrap_model(trainer.model))
+            outputs |= {"best": found, "says": best_policy.told(found)}
         if config.policy.peft is not None:
             trainer.model = merged(trainer.accelerator.unwrap_model(trainer.model))
         trainer.save_model(str(directory))  # by all: FSDP gathers what the main process writes
         if run.main:
             (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle: config.yaml says it all
-        return {"history": trainer.state.log_history, "warnings": trainer.alarms.told}
+        return outputs
 
     run.do(stage, work)
 
 
-def _trainer(run: Run, lambda_sup: float | str, reward: Any, args: GRPOConfig) -> ObjectiveTrainer:
+def _keeping_the_best(
+    run: Run, trainer: ObjectiveTrainer, reward: Any, stage: Stage, sampling: Sampling
+) -> KeepBest | None:
+    """What keeps the best policy of a training, if that is asked for."""
+    every = run.config.training.keep_best
+    if not every:
+        return None
+    best = KeepBest(
+        every,
+        lambda policy: promise(run, policy, trainer.processing_class, reward, sampling),
+        stage.checkpoints / best_policy.BEST,
+        trainer.accelerator.unwrap_model,
+    )
+    trainer.add_callback(best)
+    return best
+
+
+def _trainer(run: Run, lambda_sup: float | str, reward: Any, args: GRPOConfig, sampling: Sampling) -> ObjectiveTrainer:
     config, tokenizer, policy = run.config, load_tokenizer(run.warm_start), run.load(run.warm_start)
     # what the evaluation cannot play is told before the first step
-    fitting_seeds(run.task.make_eval_env, run.task.eval_seeds, policy, tokenizer, sampling_of(config))
+    fitting_seeds(run.task.make_eval_env, run.task.eval_seeds, policy, tokenizer, sampling)
     return ObjectiveTrainer(
         policy,
         args=args,

@@ -8,10 +8,11 @@ from typing import Any
 
 import rlobj.report as report
 from rlobj import __version__
+from rlobj.best_policy import told
 from rlobj.drift import against_kl, drift_pictures
 from rlobj.one_run import Run
 from rlobj.pictures import Point
-from rlobj.results import lambda_title, policy_curves, policy_history, warnings_of
+from rlobj.results import lambda_directory, lambda_title, policy_curves, policy_history, warnings_of
 from rlobj.runs import read_outputs
 
 
@@ -45,6 +46,11 @@ def write(run: Run, evaluation: dict[str, Any]) -> Path:
             {lambda_title(lam): against_kl(policy_history(run.directory, lam)) for lam in run.config.objective.lambdas}
         ),
         notes=[
+            f"{lambda_title(lam)}: {told(best)}; none of those is among the episodes below."
+            for lam in run.config.objective.lambdas
+            if (best := read_outputs(lambda_directory(run.directory, lam)).get("best")) is not None
+        ]
+        + [
             f"Warning: {lambda_title(lam)}, up to step {each['step']}: {each['text']}."
             for lam in run.config.objective.lambdas
             for each in warnings_of(run.directory, lam)

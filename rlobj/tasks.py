@@ -53,6 +53,8 @@ class Task:
     make_eval_env: Callable[[], gymnasium.Env[Any, Any]]
     train_seeds: Sequence[int]
     eval_seeds: Sequence[int]
+    choice_seeds: Sequence[int]
+    """Held-out episodes that a policy may be chosen by (training.keep_best): none of those that judge it."""
     texts: Callable[[], list[str]]
     """Training text for a tokenizer made from scratch."""
     rows: RowMaker
@@ -128,7 +130,7 @@ def _environment(config: RunConfig) -> Task:
     environment's own expert; without either there is no ℓ."""
     env = _make_env(config)
     make_env = factory_of(env)
-    eval_seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + config.env.eval_episodes)
+    eval_seeds, choice_seeds = _held_out_episodes(config)
     train, held_out, beside_reward, facts = _labelled_dialogues(config, make_env)
 
     def pairs() -> tuple[list[Pair], list[Pair]]:
@@ -145,6 +147,7 @@ def _environment(config: RunConfig) -> Task:
         make_eval_env=make_env,
         train_seeds=_training_seeds(config),
         eval_seeds=eval_seeds,
+        choice_seeds=choice_seeds,
         texts=lambda: [m["content"] for dialogue in train for m in dialogue],
         rows=_dialogue_row_maker(train, held_out, config),
         rows_beside_reward=None
@@ -216,11 +219,12 @@ def _choices(config: RunConfig) -> Task:
         )
     examples = train.examples(range(train.population or source.demonstrations))
     eval_seeds: Sequence[int]
+    choice_seeds: Sequence[int]
     if held_out.population is not None:
-        eval_seeds = _some(held_out.population, config.env.eval_episodes)
+        eval_seeds, choice_seeds = _some(held_out.population, config)
         eval_examples = held_out.examples(range(held_out.population))
     else:
-        eval_seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + config.env.eval_episodes)
+        eval_seeds, choice_seeds = _held_out_episodes(config)
         eval_examples = held_out.examples(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + MAX_HELD_OUT_ROWS))
     few = examples
     if source.rows_per_label is not None:
@@ -240,6 +244,7 @@ def _choices(config: RunConfig) -> Task:
         make_eval_env=factory_of(eval_env),
         train_seeds=_rows_in_turn(_prompts(config), episodes, config.policy_seed),
         eval_seeds=eval_seeds,
+        choice_seeds=choice_seeds,
         texts=lambda: [message["content"] for messages, _ in examples for message in messages],
         rows=rows,
         pairs=no_pairs,
@@ -312,9 +317,22 @@ def _recommendation_data(config: RunConfig) -> tuple[dict[str, Any], dict[str, A
     return {"impressions": rows, "click_model": users}, {"impressions": held_out, "click_model": users}
 
 
-def _some(population: int, count: int) -> list[int]:
-    """At most `count` of the numbers below `population`, in rising order; the same for every run of one file."""
-    return sorted(_rows_in_turn(min(population, count), population, seed=0))
+def _held_out_episodes(config: RunConfig) -> tuple[range, range]:
+    """Seeds to judge a policy by, and others to choose it by, of an environment that makes up its episodes."""
+    between = FIRST_HELD_OUT_SEED + config.env.eval_episodes
+    return range(FIRST_HELD_OUT_SEED, between), range(between, between + config.env.eval_episodes)
+
+
+def _some(population: int, config: RunConfig) -> tuple[list[int], list[int]]:
+    """At most `env.eval_episodes` of the numbers below `population` to judge by, and as many others to choose by, in
+    rising order; the same for every run of one file."""
+    count, order = config.env.eval_episodes, _rows_in_turn(population, population, seed=0)
+    if config.training.keep_best and population <= count:
+        raise ValueError(
+            f"env.eval_episodes is {count}, and there are {population} held-out rows: expected fewer, so that some are "
+            "left for training.keep_best to choose by"
+        )
+    return sorted(order[:count]), sorted(order[count : 2 * count])
 
 
 def _user(config: RunConfig) -> Any:
@@ -354,6 +372,7 @@ def _corpus(config: RunConfig) -> Task:
             data.mismatched_pairs(held_out_replies, MAX_HELD_OUT_ROWS, config.seed),
         )
 
+    eval_seeds, choice_seeds = _some(len(held_out if user else held_out_replies), config)
     facts = {
         "corpus": f"{len(train)} dialogues with {len(replies)} replies to train on, {len(held_out)} dialogues "
         f"with {len(held_out_replies)} replies held out",
@@ -365,7 +384,8 @@ def _corpus(config: RunConfig) -> Task:
         train_env=_make_env(config, **env_kwargs(train, replies)),
         make_eval_env=factory_of(_make_env(config, **env_kwargs(held_out, held_out_replies))),
         train_seeds=_rows_in_turn(_prompts(config), len(train if user else replies), config.policy_seed),
-        eval_seeds=_some(len(held_out if user else held_out_replies), config.env.eval_episodes),
+        eval_seeds=eval_seeds,
+        choice_seeds=choice_seeds,
         texts=lambda: [m["content"] for dialogue in train for m in dialogue],
         rows=_dialogue_row_maker(train, held_out, config),  # every reply of a dialogue is a target, once
         pairs=pairs,

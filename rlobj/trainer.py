@@ -127,6 +127,7 @@ class ObjectiveTrainer(GRPOTrainer):
 
     beta: float
     """TRL's weight of the KL in its loss, which `rlobj.kl` may steer"""
+    train_dataset: Any
 
     def __init__(
         self,

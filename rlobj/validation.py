@@ -77,6 +77,7 @@ def _check_numbers(config: RunConfig) -> None:
         for name in names:
             at_least(f"{section}.{name}", getattr(getattr(config, section), name), 0, above=True)
     at_least("seed", config.seed, 0)
+    at_least("training.keep_best", config.training.keep_best, 0)
     at_least("warm_start.epochs", config.warm_start.epochs, 0)
     at_least("objective.probe_every", config.objective.probe_every, 0)
     _check_kl(config.training)

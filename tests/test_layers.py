@@ -26,8 +26,8 @@ LAYERS = {
         "trainer_checks", "trl_fields", "try_reward", "validation",
     ),
     "2 loops": (
-        "bad_steps", "dialogue_play", "episodes", "evaluation", "exact", "fit_tasks", "kl", "long_prompts",
-        "model_user", "reward_watch", "rollout", "self_supervised", "supervised", "trainer",
+        "bad_steps", "best_policy", "dialogue_play", "episodes", "evaluation", "exact", "fit_tasks", "kl",
+        "long_prompts", "model_user", "reward_watch", "rollout", "self_supervised", "supervised", "trainer",
     ),
     "3 story": (
         "chat", "compared", "comparison", "comparison_report", "early_stopping", "evaluation_stage", "exporting",
