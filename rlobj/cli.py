@@ -34,6 +34,7 @@ Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
   rlobj run RECIPE [--dotted.name VALUE ...]   train, evaluate and report what a recipe says
   rlobj fit RECIPE                             supervised training alone: labels, entities, numbers, text
   rlobj pretrain RECIPE                        self-supervised training: L(θ) = −P(T) + λ·ℓ
+  rlobj continue RUN --data NEW                a trained model on new data: what does it forget of the old?
   rlobj predict MODEL [FILE]                   what a trained model says of texts
   rlobj export MODEL FOLDER                    a model with its card, for plain transformers or ONNX
   rlobj compare RECIPE --lambdas 0 0.1 1       several λ and seeds from one warm start: which λ?
@@ -105,6 +106,7 @@ def _dispatch(arguments: list[str]) -> int:
         "try-reward": _try_reward, "judge": _judge,
         "serve-reward": _serve_reward, "list": _list, "new-domain": _new_domain,
         **{verb: _of_models(verb) for verb in ("fit", "pretrain", "predict", "export")},
+        "continue": _of_models("go_on"),
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")

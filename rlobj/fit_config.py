@@ -163,7 +163,7 @@ def validate_fit(config: FitConfig) -> None:
     """
     check_name(config.name)
     check_model_size(config.policy, config.task == "language-modeling")
-    _check_labelled(config.data, config.task)
+    check_labelled(config.data, config.task)
     if config.data.train is None:
         raise ValueError(f"data.train is null: {config.task} needs labelled rows; give them with --data.train FILE")
     metric = metric_of(config)
@@ -172,7 +172,7 @@ def validate_fit(config: FitConfig) -> None:
             f"fit.metric is {metric!r}: expected one of {', '.join(METRICS[config.task])} for {config.task}"
             f"{did_you_mean(metric, METRICS[config.task])}"
         )
-    _check_settings("fit", config.fit)
+    check_settings("fit", config.fit)
     if config.task == "regression" and config.fit.trainer.get("label_smoothing_factor"):
         raise ValueError("fit.trainer.label_smoothing_factor is set, but a regression has no labels to smooth")
 
@@ -204,15 +204,16 @@ def validate_pretrain(config: PretrainConfig) -> None:
             f"objective.lambda_sup is {objective.lambda_sup}, but there is no labelled data for ℓ: give it with "
             "--data.train FILE, or set --objective.lambda_sup 0"
         )
-    _check_labelled(config.data, "text-classification" if objective.performance == "masked" else "language-modeling")
+    check_labelled(config.data, "text-classification" if objective.performance == "masked" else "language-modeling")
     if config.pretrain.metric not in (None, "P"):
         raise ValueError(f"pretrain.metric is {config.pretrain.metric!r}: expected null, the best epoch is that of P")
     if config.data.augment:
         raise ValueError(f"data.augment is {config.data.augment}: rlobj fit changes words, rlobj pretrain does not")
-    _check_settings("pretrain", config.pretrain)
+    check_settings("pretrain", config.pretrain)
 
 
-def _check_settings(section: str, settings: FitSettings) -> None:
+def check_settings(section: str, settings: FitSettings) -> None:
+    """Refuse settings of transformers' Trainer that cannot be."""
     for name in ("epochs", "learning_rate", "batch_size", "max_bad_steps"):
         if (value := getattr(settings, name)) is not None:
             at_least(f"{section}.{name}", value, 0, above=True)
@@ -221,14 +222,15 @@ def _check_settings(section: str, settings: FitSettings) -> None:
     check_trainer_fields(section, settings.trainer)
 
 
-def _check_labelled(data: LabelledConfig, task: TaskName) -> None:
+def check_labelled(data: LabelledConfig, task: TaskName, section: str = "data") -> None:
+    """Refuse labelled data that a task cannot have."""
     for name in ("train", "validation", "test"):
-        check_data_file(f"data.{name}", getattr(data, name))
+        check_data_file(f"{section}.{name}", getattr(data, name))
     for name in ("limit", "rows_per_label"):
         if (rows := getattr(data, name)) is not None:
-            at_least(f"data.{name}", rows, 1)
+            at_least(f"{section}.{name}", rows, 1)
     if data.rows_per_label is not None and task != "text-classification":
-        raise ValueError(f"data.rows_per_label is {data.rows_per_label}: {task} has no labels to count")
+        raise ValueError(f"{section}.rows_per_label is {data.rows_per_label}: {task} has no labels to count")
     _check_augmentation(data.augment, task)
 
 

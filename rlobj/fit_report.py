@@ -39,12 +39,12 @@ def fit_table(outputs: Mapping[str, Any]) -> str:
     """A row for each part of the data, with 95% intervals; behind it the report by label of the last."""
     rows = [["", "rows", *outputs["metrics"]]]
     for part, found in outputs["measured"].items():
-        rows.append([part, str(found["rows"]), *[_with_interval(found["metrics"].get(m)) for m in outputs["metrics"]]])
+        rows.append([part, str(found["rows"]), *[with_interval(found["metrics"].get(m)) for m in outputs["metrics"]]])
     shown = [i for i in range(len(rows[0])) if any(row[i] != "–" for row in rows[1:])]
-    lines = _aligned([[row[i] for i in shown] for row in rows])
+    lines = aligned([[row[i] for i in shown] for row in rows])
     part, found = list(outputs["measured"].items())[-1]
     if found.get("report"):
-        lines += ["", *_aligned([[f"by label, {part}", *_HEADINGS], *_report_rows(found["report"])])]
+        lines += ["", *aligned([[f"by label, {part}", *_HEADINGS], *_report_rows(found["report"])])]
     return "\n".join(lines)
 
 
@@ -56,12 +56,14 @@ def _report_rows(report: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
             for name, row in report.items()]  # fmt: skip
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, each column as wide as its widest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _with_interval(value: Sequence[float | None] | None) -> str:
+def with_interval(value: Sequence[float | None] | None) -> str:
+    """A value and its interval for a table; a dash for none."""
     if not value or value[0] is None or not math.isfinite(value[0]):
         return "–"
     if any(end is None or not math.isfinite(end) for end in value):
@@ -74,10 +76,10 @@ def write_fit_report(path: Path, name: str, outputs: Mapping[str, Any]) -> Path:
     metrics = [m for m in outputs["metrics"] if any(f["metrics"].get(m) for f in outputs["measured"].values())]
     table = [["", "rows", *metrics]]
     for part, found in outputs["measured"].items():
-        table.append([part, str(found["rows"]), *[_with_interval(found["metrics"].get(m)) for m in metrics]])
+        table.append([part, str(found["rows"]), *[with_interval(found["metrics"].get(m)) for m in metrics]])
     best = outputs["best"]
     parts = [
-        _table(table, "each part of the data"),
+        html_table(table, "each part of the data"),
         f"<p class='meaning'>In brackets: 95% intervals over rows. The model is that of step {best['step']}, the best "
         f"by {escape(best['metric'])} on the validation data.</p>",
         f"<div class='plots'>{html_of(_curves(outputs), ['training', 'validation'], 'curve')}</div>",
@@ -85,7 +87,7 @@ def write_fit_report(path: Path, name: str, outputs: Mapping[str, Any]) -> Path:
     for part, found in outputs["measured"].items():
         if found.get("report"):
             rows = [["", *_HEADINGS], *_report_rows(found["report"])]
-            parts.append(f"<h2>By label: {part}</h2>{_table(rows, f'by label, {part}')}")
+            parts.append(f"<h2>By label: {part}</h2>{html_table(rows, f'by label, {part}')}")
         if found.get("confusion"):
             draw = partial(_draw_confusion, found["confusion"], outputs["names"])
             picture = drawing(f"confusion-{part}-", f"confusion matrix, {part}", draw)
@@ -97,7 +99,8 @@ def write_fit_report(path: Path, name: str, outputs: Mapping[str, Any]) -> Path:
     return write_page(path, f"{name}: {outputs['task']}", parts)
 
 
-def _table(rows: Sequence[Sequence[str]], caption: str) -> str:
+def html_table(rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A table whose first row and column are headings."""
     head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in rows[0])
     body = "".join(
         f"<tr><th scope='row'>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"

@@ -186,6 +186,12 @@ class TokenClassification(SupervisedTask):
     def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: str, resamples: int = RESAMPLES
     ) -> Measured:
+        return entities(*self.judged(model, tokenizer, part), resamples)
+
+    def judged(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: str
+    ) -> tuple[list[list[str]], list[list[str]], list[float]]:
+        """True and predicted tags of each sentence of one part, and ℓ of those that have a target."""
         examples, limit = self.parts[part], limit_of(model, tokenizer)
         encoded = [encode_words(tokenizer, example.x, limit) for example in examples]
         logits = logits_of(model, tokenizer, [ids for ids, _ in encoded])
@@ -196,10 +202,10 @@ class TokenClassification(SupervisedTask):
         losses = []
         for each, example in zip(logits, examples, strict=True):
             targets = np.array(self.encode(tokenizer, example, limit)["labels"])
-            kept = targets != IGNORED_LABEL
+            kept = (targets != IGNORED_LABEL) & (targets < each.shape[1])
             if kept.any():
                 losses.append(-log_softmax(each[kept], axis=1)[np.arange(kept.sum()), targets[kept]].mean())
-        return entities([example.y for example in examples], predicted, losses, resamples)
+        return [example.y for example in examples], predicted, losses
 
 
 class Regression(SupervisedTask):
@@ -225,11 +231,15 @@ class Regression(SupervisedTask):
     def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: str, resamples: int = RESAMPLES
     ) -> Measured:
+        return regression(*self.judged(model, tokenizer, part), resamples)
+
+    def judged(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """True and predicted numbers of one part, both (N,)."""
         rows = [encode(tokenizer, example.x, limit_of(model, tokenizer)) for example in self.parts[part]]
         predicted = np.array([float(each[0]) for each in logits_of(model, tokenizer, rows)])
-        return regression(
-            np.array([example.y for example in self.parts[part]]), predicted * self.std + self.mean, resamples
-        )
+        return np.array([example.y for example in self.parts[part]]), predicted * self.std + self.mean
 
     @torch.no_grad()
     def finish(self, model: PreTrainedModel) -> None:
@@ -264,10 +274,16 @@ class LanguageModeling(SupervisedTask):
     def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: str, resamples: int = RESAMPLES
     ) -> Measured:
+        return language(*self.judged(model, tokenizer, part), resamples)
+
+    def judged(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """ℓ of each row of one part that has targets, and how many it has, both (N,)."""
         limit = limit_of(model, tokenizer)
         rows = [causal_row(tokenizer, example.x, limit) for example in self.parts[part]]
         rows = [row for row in rows if row.targets]
-        return language(np.array(supervised_losses(model, rows)), np.array([row.targets for row in rows]), resamples)
+        return np.array(supervised_losses(model, rows)), np.array([row.targets for row in rows])
 
 
 def new_or_given_causal(

@@ -108,14 +108,9 @@ def entities(
     """
     try:
         from seqeval.metrics import classification_report
-        from seqeval.metrics.sequence_labeling import get_entities
     except ImportError:
         raise _needs("seqeval") from None
-    counts = []
-    for tags, guess in zip(true, predicted, strict=True):
-        there, found = set(get_entities(list(tags))), set(get_entities(list(guess)))
-        counts.append((len(there & found), len(found), len(there)))
-    table = np.array(counts)
+    table = entity_counts(true, predicted)
 
     def ratio(of: tuple[float, float]) -> Any:
         def statistic(rows: np.ndarray) -> float:
@@ -138,6 +133,19 @@ def entities(
         )
     report = {name: {key: float(value) for key, value in row.items()} for name, row in report.items()}
     return Measured(len(table), metrics, report)
+
+
+def entity_counts(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> np.ndarray:
+    """Of each sentence the entities that are right, that were found, and that there are, (N, 3)."""
+    try:
+        from seqeval.metrics.sequence_labeling import get_entities
+    except ImportError:
+        raise _needs("seqeval") from None
+    counts = []
+    for tags, guess in zip(true, predicted, strict=True):
+        there, found = set(get_entities(list(tags))), set(get_entities(list(guess)))
+        counts.append((len(there & found), len(found), len(there)))
+    return np.array(counts)
 
 
 def regression(values: np.ndarray, predicted: np.ndarray, resamples: int = RESAMPLES) -> Measured:

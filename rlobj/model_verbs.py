@@ -1,4 +1,4 @@
-"""Verbs of the life of a model beside reinforcement learning: fit, pretrain, predict, export.
+"""Verbs of the life of a model beside reinforcement learning: fit, pretrain, continue, predict, export.
 
 Each calls one function, imported when it is called, so that --help is fast.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 from rlobj import cli
 from rlobj.cli import Parser, be_calm
+from rlobj.continue_config import ContinueConfig, continued, validate_continue
 from rlobj.fit_config import FitConfig, PretrainConfig, validate_fit, validate_pretrain
 
 
@@ -30,6 +31,58 @@ def pretrain(arguments: list[str]) -> None:
         from rlobj.pretraining import pretrain
 
         pretrain(config)
+
+
+def go_on(arguments: list[str]) -> None:
+    """rlobj continue RUN --data NEW [--dotted.name VALUE ...]"""
+    parser = Parser(
+        prog="rlobj continue",
+        description="Train the model of a run on new data, with rehearsal of the old: L(θ) = ℓ_new + λ·ℓ_old. The "
+        "report says what was learned of the new and forgotten of the old, for each λ.",
+        epilog="any field may follow, such as --fit.epochs 3 --objective.rows 500 --data.test FILE --old.train FILE; "
+        "--print_config shows all",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of a run of rlobj fit, or of rlobj run on files")
+    parser.add_argument("--data", metavar="NEW", help="the new data: a file, shipped data set, or data set id")
+    parser.add_argument("--lambda_sup", nargs="+", metavar="λ", help="0 1, or forms such as lagrange:factor=1.1 "
+                        "(default: 0 1)")  # fmt: skip
+    parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
+    parser.add_argument("--print_config", action="store_true", help="print the configuration, and train nothing")
+    given, overrides = parser.parse_known_args(arguments)
+    be_calm()
+    config = _continued(given, overrides)
+    if given.print_config:
+        from rlobj.config import dump
+
+        print(dump(config), end="")
+        return
+    validate_continue(config)
+    cli.share_the_cpu()
+    from rlobj.continuing import go_on
+
+    go_on(config)
+
+
+def _continued(given: Any, overrides: list[str]) -> ContinueConfig:
+    """What the run was told, with what the command line says over it."""
+    import tempfile
+    from pathlib import Path
+
+    import yaml
+
+    from rlobj.prediction import model_directory
+    from rlobj.recipes import read_recipe
+
+    begin = continued(given.run, model_directory(given.run, given.policy))
+    if given.data is not None:
+        begin["data"]["train"] = given.data
+    if given.lambda_sup is not None:
+        begin["objective"] = {"lambda_sup": given.lambda_sup}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "continue.yaml"
+        file.write_text(yaml.safe_dump(begin, allow_unicode=True), encoding="utf-8")
+        return read_recipe(ContinueConfig, str(file), overrides)
 
 
 def recipe_of(kind: Any, arguments: list[str], validate: Callable[[Any], Any]) -> Any:

@@ -92,7 +92,7 @@ class SelfSupervisedTrainer(MeasuringTrainer):
         lambda_sup = checked_lambda(self.lambda_form(self.state.global_step))
         if self.stream is None or (lambda_sup == 0 and not isinstance(self.lambda_form, Controller)):
             return -P  # 0·NaN is NaN
-        ell = self.supervised_loss()
+        ell = self.supervised_loss(model)
         self._ell += ell.item()
         return objective(P, ell, lambda_sup)
 
@@ -104,15 +104,20 @@ class SelfSupervisedTrainer(MeasuringTrainer):
         P = tokens.sum() * (world / count.clamp(min=1))
         return P if halves is None else P + halves.mean() / self.current_gradient_accumulation_steps
 
-    def supervised_loss(self) -> Tensor:
+    def supervised_loss(self, model: nn.Module) -> Tensor:
         """This micro-batch's share of ℓ, as in `ObjectiveTrainer`."""
-        assert self.stream is not None and self.supervised is not None
+        assert self.stream is not None
         world, accumulation = self.accelerator.num_processes, self.current_gradient_accumulation_steps
         part = self.accelerator.process_index * accumulation + self._micro
         rows, targets = self.stream.batch(self.state.global_step, part, world * accumulation)
         if not rows:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
-        return supervised_loss_sum(self.supervised, rows, self.supervised) * (world / targets)
+        return self.ell_sum(model, rows) * (world / targets)
+
+    def ell_sum(self, model: nn.Module, rows: list[SupervisedRow]) -> Tensor:
+        """Σ −log p over the targets of labelled rows, ()."""
+        assert self.supervised is not None
+        return supervised_loss_sum(self.supervised, rows, self.supervised)
 
     def _count_micro_batches(self) -> None:
         if self._step == self.state.global_step:

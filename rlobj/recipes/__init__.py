@@ -15,12 +15,14 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from rlobj.config import RunConfig
+from rlobj.continue_config import ContinueConfig
 from rlobj.fit_config import FitConfig, PretrainConfig
 from rlobj.spelling import did_you_mean
 
-VERBS: dict[type, str] = {RunConfig: "run", FitConfig: "fit", PretrainConfig: "pretrain"}
-"""Kind of recipe -> the verb that it is for. Recipes of `run` stand in this folder, of other verbs in one of theirs."""
-Tree = TypeVar("Tree", RunConfig, FitConfig, PretrainConfig)
+VERBS: dict[type, str] = {RunConfig: "run", FitConfig: "fit", PretrainConfig: "pretrain", ContinueConfig: "continue"}
+"""Kind of recipe -> the verb that it is for. Recipes of `run` stand in this folder, of other verbs in one of theirs;
+`continue` has none, since what it begins with is a run."""
+Tree = TypeVar("Tree", RunConfig, FitConfig, PretrainConfig, ContinueConfig)
 
 
 def recipes(kind: type = RunConfig) -> dict[str, Path]:

@@ -1,0 +1,134 @@
+"""What `rlobj continue` is told: a typed tree beside that of `rlobj fit`, made from the run that is gone on with.
+
+The docstring under a field is its help on the command line. Nothing here imports torch.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from rlobj.config import ModelConfig, ObjectiveConfig
+from rlobj.controllers import Controller
+from rlobj.fit_config import FitSettings, LabelledConfig, TaskName, check_labelled, check_settings
+from rlobj.lambdas import as_lambda
+from rlobj.validation import at_least, check_name
+
+
+@dataclass(frozen=True, slots=True)
+class RehearsalConfig:
+    """L(θ) = ℓ_new(θ) + λ·ℓ_old(θ)."""
+
+    lambda_sup: float | str | list[float | str] = field(default_factory=lambda: list[float | str]([0.0, 1.0]))
+    """λ ≥ 0, which multiplies ℓ of the old data: a number, a form (lagrange:factor=1.1), or several"""
+    supervised_batch_size: int = 32
+    """rows of the old data in one optimiser step"""
+    rows: int | None = None
+    """rehearse so many rows of the old training data, drawn at random; null: all"""
+
+    @property
+    def lambdas(self) -> list[float | str]:
+        """λ as a list, in the order given."""
+        return ObjectiveConfig(self.lambda_sup).lambdas
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueConfig:
+    """A model that was trained on old data is trained on new."""
+
+    name: str
+    """name of the run, and of its folder in output_dir"""
+    task: TaskName
+    """what was learned, and is"""
+    policy: ModelConfig = field(default_factory=ModelConfig)
+    data: LabelledConfig = field(default_factory=LabelledConfig)
+    old: LabelledConfig = field(default_factory=LabelledConfig)
+    objective: RehearsalConfig = field(default_factory=RehearsalConfig)
+    fit: FitSettings = field(default_factory=FitSettings)
+    seed: int = 0
+    """seed of everything random; it must be the old run's where its test data were split off"""
+    output_dir: str = "runs"
+    """folder of all runs"""
+    on_change: Literal["refuse", "continue", "restart"] = "refuse"
+    """training is half done with other inputs: say what differs and refuse, go on from there, or begin it again"""
+
+
+def continued(run: str | Path, policy: Path) -> dict[str, Any]:
+    """The configuration to begin with, as nested mappings: what a run of `rlobj fit` or `rlobj run` was told, and its
+    model.
+
+    Args:
+        run: its folder.
+        policy: the folder of its model.
+
+    Raises:
+        ValueError: it is no such run, or its data are in no file.
+    """
+    file = Path(run) / "config.yaml"
+    if not file.is_file():
+        raise ValueError(f"{str(run)!r} holds no config.yaml: expected the folder of a run of rlobj fit or rlobj run")
+    told = yaml.safe_load(file.read_text(encoding="utf-8"))
+    source, size = told.get("data", {}), told.get("policy", {})
+    if "task" in told and "old" not in told:
+        task, old = told["task"], {name: value for name, value in source.items() if name != "augment"}
+    elif "env" in told:
+        encoder = size.get("kind") == "encoder"
+        task = "text-classification" if encoder else "language-modeling"
+        old = {name: source.get(name) for name in ("train", "limit")} | {"test": source.get("eval")}
+        if encoder:
+            old |= {name: source[name] for name in ("text_column", "label_column", "rows_per_label") if name in source}
+    else:
+        raise ValueError(f"{str(run)!r} is no run of rlobj fit or rlobj run: expected one, whose data are rehearsed")
+    if old.get("train") is None:
+        raise ValueError(
+            f"{str(run)!r} learned from what its environment made, not from a file: there are no old rows to rehearse"
+        )
+    columns = {name: old[name] for name in ("text_column", "label_column") if name in old}
+    return {
+        "name": f"{Path(run).resolve().name}-continued",
+        "task": task,
+        "policy": {"model": str(policy), "max_length": size.get("max_length", 512)},
+        "data": columns,
+        "old": old,
+        "seed": told.get("seed", 0),
+        "output_dir": str(Path(run).resolve().parent),
+    }
+
+
+def validate_continue(config: ContinueConfig) -> None:
+    """Refuse what cannot be run, before anything is trained.
+
+    Raises:
+        ValueError: the first thing that is impossible, with its key and the remedy.
+    """
+    check_name(config.name)
+    for key, source in (("data", config.data), ("old", config.old)):
+        if source.train is None:
+            raise ValueError(f"{key}.train is null: give a file with --{key}.train FILE")
+        check_labelled(source, config.task, key)
+    if config.old.augment:
+        raise ValueError(f"old.augment is {config.old.augment}: old rows are rehearsed as they are; leave it out")
+    objective = config.objective
+    at_least("objective.supervised_batch_size", objective.supervised_batch_size, 1)
+    if objective.rows is not None:
+        at_least("objective.rows", objective.rows, 1)
+    if len(set(objective.lambdas)) < len(objective.lambdas) or not objective.lambdas:
+        raise ValueError(f"objective.lambda_sup is {objective.lambdas}: expected one λ or several, each once")
+    for value in objective.lambdas:
+        form = as_lambda(value)
+        if isinstance(form, Controller) and not form.needs_ell:
+            raise ValueError(
+                f"objective.lambda_sup is {value!r}, which is steered by what episodes are like, and there are none: "
+                "give a number, a schedule by steps, or lagrange"
+            )
+    settings = config.fit
+    check_settings("fit", settings)
+    for name in ("metric", "patience"):
+        if getattr(settings, name) is not None:
+            raise ValueError(
+                f"fit.{name} is {getattr(settings, name)!r}: rlobj continue keeps the last epoch, since the best one "
+                "on new data alone forgets most; leave it out"
+            )
+    if settings.trainer.get("label_smoothing_factor"):
+        raise ValueError("fit.trainer.label_smoothing_factor is set: rlobj continue has none; leave it out")
