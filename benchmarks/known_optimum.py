@@ -22,7 +22,8 @@ from envs import StepResult, TextEnv
 from envs.choice import ChoiceEnv, Example
 from envs.core import Message
 from envs.spaces import Text
-from rlobj.chat_format import CHAT_TEMPLATE, END_TOKEN, PAD_TOKEN, ROLE_TOKENS
+from rlobj.chat_format import END_TOKEN, PAD_TOKEN, ROLE_TOKENS
+from rlobj.policies import with_chat_format
 
 CONTEXTS = [f"{colour} {shape}" for colour, shape in product(("red", "blue", "green", "grey"), ("cat", "dog", "owl"))]
 LETTERS = ("f", "t")
@@ -141,14 +142,4 @@ def word_tokenizer(words: Sequence[str], max_length: int) -> PreTrainedTokenizer
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*special, *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_TOKEN,
-        pad_token=PAD_TOKEN,
-        additional_special_tokens=list(ROLE_TOKENS),
-        model_max_length=max_length,
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return with_chat_format(tokenizer, max_length)

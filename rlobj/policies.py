@@ -52,6 +52,11 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Pr
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return with_chat_format(tokenizer, max_length)
+
+
+def with_chat_format(tokenizer: Tokenizer, max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary holds the special tokens, with the chat template of those made from scratch."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_TOKEN,

@@ -35,8 +35,8 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
-    """λ goes from `start` to `end` in a straight line over `steps` optimiser steps, then stays at `end`."""
+class _FromTo:
+    """λ goes from `start` to `end` over `steps` optimiser steps, then stays at `end`."""
 
     start: float
     end: float
@@ -44,21 +44,19 @@ class Linear:
 
     def __post_init__(self) -> None:
         _check_span(self.start, self.end, self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(_FromTo):
+    """λ goes from `start` to `end` in a straight line over `steps` optimiser steps, then stays at `end`."""
 
     def __call__(self, step: int) -> float:
         return self.start + (self.end - self.start) * _share(step, self.steps)
 
 
 @dataclass(frozen=True, slots=True)
-class Cosine:
+class Cosine(_FromTo):
     """λ goes from `start` to `end` along half a cosine over `steps` optimiser steps, then stays at `end`."""
-
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_span(self.start, self.end, self.steps)
 
     def __call__(self, step: int) -> float:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * _share(step, self.steps))) / 2

@@ -11,10 +11,9 @@ from rlobj.config import ESTIMATORS
 from rlobj.controllers import Lagrange
 from rlobj.lambdas import LambdaForm, needs_labels
 from rlobj.spelling import did_you_mean
+from rlobj.trl_fields import LOSS_TYPES
 
-SUPPORTED_LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
-"""Loss types whose denominator counts over the whole global batch, so that λ keeps its meaning when the batch is split.
-`bnpo` divides by the tokens of the micro-batch alone."""
+SUPPORTED_LOSS_TYPES = LOSS_TYPES
 
 
 def check_estimator(estimator: str, args: GRPOConfig, env: Any, chooses_labels: bool) -> None:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from rlobj.config import RunConfig
 
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
-"""Those whose denominator spans the global batch."""
+"""Those whose denominator counts over the whole global batch, so that λ keeps its meaning when the batch is split:
+`bnpo` divides by the tokens of the micro-batch alone."""
 
 EVERYWHERE = {
     "output_dir": "output_dir and name",

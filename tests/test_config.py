@@ -280,13 +280,6 @@ def test_processes_share_a_step_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "expected a multiple of 3 (processes × " in refusal("customer-service")
 
 
-def test_loss_types_are_those_of_the_trainer() -> None:
-    from rlobj.trainer_checks import SUPPORTED_LOSS_TYPES
-    from rlobj.trl_fields import LOSS_TYPES
-
-    assert LOSS_TYPES == SUPPORTED_LOSS_TYPES
-
-
 def test_did_you_mean() -> None:
     assert did_you_mean("lamda", ["lambda", "beta"]) == "; did you mean 'lambda'?"
     assert did_you_mean("zzz", ["lambda", "beta"]) == ""
