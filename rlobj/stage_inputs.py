@@ -58,6 +58,7 @@ def policy_inputs(config: RunConfig, lambda_sup: float | str) -> dict[str, Any]:
         **named("training", {k: v for k, v in asdict(config.training).items() if k not in TOLD_TO_OTHERS}),
         **named("rollout", asdict(config.rollout)),
         **(named("ppo", asdict(config.ppo)) if config.training.estimator == "ppo" else {}),
+        **({"env.eval_episodes": config.env.eval_episodes} if config.training.keep_best else {}),
         **named("objective", asdict(config.objective)),
         "objective.lambda_sup": lambda_sup,
         **contents_of(config.objective.sources),
