@@ -22,6 +22,7 @@ from rlobj.policies import load_causal
 from rlobj.recipes import load_recipe
 from rlobj.results import lambda_directory, load_summary
 from rlobj.runs import read_outputs
+from rlobj.stage_inputs import policy_inputs
 from rlobj.stages import Interrupted
 
 WORDS = ["red", "green", "blue"]
@@ -110,6 +111,15 @@ def test_choosing_leaves_the_training_as_it_was_and_a_stopped_one_goes_on_exactl
     assert whole == stopped and list(map(int, whole["values"])) == [2, 4, 5]
     weights = [load_file(tmp_path / name / place / "model.safetensors") for name in ("whole", "stopped")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_how_many_episodes_choose_is_an_input_where_any_do() -> None:
+    def inputs(*more: str) -> dict[str, Any]:
+        return policy_inputs(load_recipe("customer-service", more), 0.0)
+
+    assert inputs("--env.eval_episodes=5") == inputs()
+    chosen = inputs("--training.keep_best=5")
+    assert inputs("--training.keep_best=5", "--env.eval_episodes=5") != chosen != inputs()
 
 
 def test_rows_to_choose_by_must_be_left(tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
