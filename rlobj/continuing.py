@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
@@ -18,6 +19,7 @@ from rlobj.continue_config import ContinueConfig, validate_continue
 from rlobj.controllers import Controller
 from rlobj.data import split_rows
 from rlobj.fit_config import FitConfig, LabelledConfig, learning_rate_of
+from rlobj.fit_data import PARTS, repeated
 from rlobj.fit_tasks import TASKS, Regression, SupervisedTask, TextClassification, TokenClassification, TrainingRows
 from rlobj.forgetting import figures_of
 from rlobj.forgetting_report import forgetting_table, write_forgetting_report
@@ -27,7 +29,7 @@ from rlobj.measuring_trainer import trainer_arguments
 from rlobj.policies import save_policy
 from rlobj.pretraining import SelfSupervisedTrainer, TellController
 from rlobj.progress import say
-from rlobj.rehearsal import RehearsedNetwork, grow_head, load_trained
+from rlobj.rehearsal import RehearsedNetwork, grow_head, load_trained, names_of, speak_in_deviations
 from rlobj.results import lambda_directory, lambda_title
 from rlobj.runs import atomic_write_json, graceful_signals, read_outputs
 from rlobj.stage_inputs import contents_of, named, weights_of
@@ -83,7 +85,8 @@ class _Continuing(StageRunner[ContinueConfig]):
 
     def _settle_names(self) -> None:
         """One list of labels for old and new data: the model's own first, in its order."""
-        _, _, self.known = self._load()
+        assert self.config.policy.model is not None
+        self.known = names_of(self.config.task, self.config.policy.model)
         self.names = list(self.known)
         for side, task in self.tasks.items():
             if isinstance(task, TextClassification | TokenClassification):
@@ -94,13 +97,18 @@ class _Continuing(StageRunner[ContinueConfig]):
                         f"{self.config.policy.model!r} has not: expected what it was trained on"
                     )
                 self.names += strange
-        old = self.tasks["old"]
-        self.scale = old.std if isinstance(old, Regression) else 1.0
         for task in self.tasks.values():
             if isinstance(task, TextClassification | TokenClassification):
                 task.names = self.names
-            elif isinstance(task, Regression):  # the saved model speaks in the numbers' own units
-                task.mean, task.std = 0.0, 1.0
+        old = self.tasks["old"]
+        self.units = (old.mean, old.std) if isinstance(old, Regression) else (0.0, 1.0)
+        self._speak_in(0.0, 1.0)
+
+    def _speak_in(self, mean: float, std: float) -> None:
+        """In which units a regression's model speaks: a saved one in the numbers' own."""
+        for task in self.tasks.values():
+            if isinstance(task, Regression):
+                task.mean, task.std = mean, std
 
     def _load(self) -> Any:
         assert self.config.policy.model is not None
@@ -110,9 +118,7 @@ class _Continuing(StageRunner[ContinueConfig]):
 
     def inputs(self) -> dict[str, Any]:
         config = self.config
-        files = [
-            getattr(source, part) for source in (config.old, config.data) for part in ("train", "validation", "test")
-        ]
+        files = [getattr(source, part) for source in (config.old, config.data) for part in PARTS]
         return {
             "rlobj": __version__,
             "task": config.task,
@@ -156,12 +162,15 @@ class _Continuing(StageRunner[ContinueConfig]):
         facts = {"task": self.config.task, "gone on with": str(self.config.policy.model), "seed": str(self.config.seed)}
         for side, task in self.tasks.items():
             facts |= {f"{side}: {name}": text for name, text in task.facts().items() if name in ("rows", "leak")}
+        leaked = repeated({"train": self.tasks["new"].parts["train"], "test": self.tasks["old"].parts["test"]})
+        if leaked:
+            facts["leak"] = f"{leaked} rows of the old test stand in the new training data"
         if len(self.names) > len(self.known):
             facts["new labels"] = ", ".join(self.names[len(self.known) :])
         return facts
 
     def before(self) -> dict[str, Any]:
-        model, tokenizer, _ = self._load()
+        model, tokenizer = self._load()
         self._limit(model, tokenizer)
         return {"figures": self._figures(model, tokenizer)}
 
@@ -182,11 +191,14 @@ class _Continuing(StageRunner[ContinueConfig]):
 
     def work(self, lambda_sup: float | str, stage: Stage) -> dict[str, Any]:
         config, form = self.config, as_lambda(lambda_sup)
-        model, tokenizer, _ = self._load()
+        model, tokenizer = self._load()
         if self.names:
             grow_head(model, self.names, config.seed)
+        if isinstance(self.tasks["old"], Regression):
+            speak_in_deviations(model, *self.units)
+            self._speak_in(*self.units)
         limit = self._limit(model, tokenizer)
-        network = RehearsedNetwork(self.tasks["old"], model, tokenizer, self.scale)
+        network = RehearsedNetwork(self.tasks["old"], model, tokenizer)
         old = self._old_rows(network, limit)
         trainer = RehearsalTrainer(
             network,
@@ -202,12 +214,15 @@ class _Continuing(StageRunner[ContinueConfig]):
         if isinstance(form, Controller):
             some = old[:: max(len(old) // ROWS_OF_ELL, 1)]
             model.eval()
-            start = float(np.mean([network.ell_sum(model, [row]).item() / row.targets for row in some]))
+            with torch.no_grad():
+                start = float(np.mean([network.ell_sum(model, [row]).item() / row.targets for row in some]))
             trainer.add_callback(Steering(form, start))
             trainer.add_callback(TellController(form, lambda: trainer._ell))
         quiet(trainer)
         trainer.train(resume_from_checkpoint=self.resume(stage))
         self.stop_if_asked()
+        self.tasks["old"].finish(model)
+        self._speak_in(0.0, 1.0)
         if self.main:
             save_policy(model, tokenizer, stage.directory)
         return {"history": trainer.state.log_history, "figures": self._figures(model, tokenizer)}

@@ -88,6 +88,8 @@ def _objective(directory: Path, config: Mapping[str, Any]) -> str:
         return f"A reward model, trained on preference pairs (Bradley and Terry 1952). Seed {seed}."
     if directory.name.startswith("lambda="):
         lam = directory.name.partition("=")[2]
+        if "old" in config:
+            return f"L(θ) = ℓ_new(θ) + λ·ℓ_old(θ), old data rehearsed beside new, with λ = {lam}. Seed {seed}."
         return f"L(θ) = −R(θ) + λ·ℓ(M_θ(x), y) with λ = {lam}. Seed {seed}."
     if "performance" in objective:
         return (
@@ -97,7 +99,7 @@ def _objective(directory: Path, config: Mapping[str, Any]) -> str:
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, Any]:
-    sections = {name: config.get(name) or {} for name in ("text", "data", "env")}
+    sections = {name: config.get(name) or {} for name in ("text", "old", "data", "env")}
     return {
         f"{section}.{key}": value
         for section, fields in sections.items()
@@ -118,10 +120,15 @@ def _results(directory: Path, run: Path | None) -> str:
     table = json.loads(path.read_text(encoding="utf-8"))["table"]
     wanted = directory.name.replace("lambda=", "λ = ")
     rows = [row for row in table if row["name"] in (wanted, directory.name.replace("_", " "))] or table
-    metrics = [key for key in rows[0] if key != "name" and any(row.get(key) for row in rows)]
+    known = dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, str))
+    metrics = [key for key in known if any(row.get(key) for row in rows)]
     lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
-    lines += [f"| {row['name']} | {' | '.join(_with_interval(row.get(m)) for m in metrics)} |" for row in rows]
+    lines += [f"| {_name(row)} | {' | '.join(_with_interval(row.get(m)) for m in metrics)} |" for row in rows]
     return "\n".join(lines) + "\n\nIn brackets: 95% intervals."
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return ", ".join(value for value in row.values() if isinstance(value, str))
 
 
 def _with_interval(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def write_forgetting_report(
         "differences within rows. A label that the model did not have before is counted as never right.</p>",
         f"<div class='plots'>{html_of(_curves(outputs, measures), list(outputs), 'curve')}</div>",
         f"<h2>What the words mean</h2>{definitions({m: MEANINGS[m] for m in measures})}",
-        f"<h2>The run</h2>{definitions({key: escape(text) for key, text in facts.items()})}",
+        f"<h2>The run</h2>{definitions(facts)}",
     ]
     write_page(path, f"{name}: ℓ_new + λℓ_old", parts)
     return table

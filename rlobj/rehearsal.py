@@ -30,18 +30,17 @@ from rlobj.self_supervised import Batch, Network
 from rlobj.supervised import SupervisedRow
 
 
-def log_probabilities(logits: Tensor, labels: Tensor, task: SupervisedTask, scale: float) -> Tensor:
+def log_probabilities(logits: Tensor, labels: Tensor, task: SupervisedTask) -> Tensor:
     """log p of each target, (B,), or of all those that are (N,): of a label, a tag, the next token; of a number
-    −(ŷ − y)² / σ², twice that of a Gaussian but for a constant.
+    −(ŷ − y)², in units of the old data's deviation: twice that of a Gaussian, but for a constant.
 
     Args:
         logits: (B, K) or (B, T, K).
         labels: (B,) or (B, T), IGNORED_LABEL where there is no target.
-        scale: σ of numbers.
     """
     logits = logits.float()
     if isinstance(task, Regression):
-        return -(((logits[:, 0] - labels) / scale) ** 2)
+        return -((logits[:, 0] - labels) ** 2)
     if isinstance(task, LanguageModeling):
         logits, labels = logits[:, :-1], labels[:, 1:]
     kept = labels != IGNORED_LABEL
@@ -53,19 +52,15 @@ class RehearsedNetwork(Network):
 
     Args:
         task: how a row is encoded, and what its targets are.
-        scale: standard deviation of the old data's numbers, in a regression.
     """
 
-    def __init__(
-        self, task: SupervisedTask, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scale: float = 1.0
-    ) -> None:
-        self.task, self.model, self.tokenizer, self.scale = task, model, tokenizer, scale
-        self.supervised = None
+    def __init__(self, task: SupervisedTask, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.task, self.model, self.tokenizer, self.supervised = task, model, tokenizer, None
         self.pad = task.collator(tokenizer)
 
     def log_probabilities(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
-        return log_probabilities(model(**inputs).logits, batch["labels"], self.task, self.scale), None
+        return log_probabilities(model(**inputs).logits, batch["labels"], self.task), None
 
     def ell_sum(self, model: nn.Module, rows: Sequence[SupervisedRow]) -> Tensor:
         """Σ −log p over the targets of old rows, ()."""
@@ -87,22 +82,22 @@ def _is_list(encoded: Encoded) -> bool:
     return isinstance(encoded["labels"], list)
 
 
-def load_trained(task: str, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
-    """A trained model of a task with its tokenizer, and the names of its labels: none of text or numbers."""
+def load_trained(task: str, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A trained model of a task with its tokenizer."""
     tokenizer = load_tokenizer(path)
     if task == "language-modeling":
-        return load_causal(path), tokenizer, []
+        return load_causal(path), tokenizer
     tokenizer.padding_side = "right"  # encoders count positions from the left
     auto: Any = (
         AutoModelForTokenClassification if task == "token-classification" else AutoModelForSequenceClassification
     )
-    names = names_of(path)
-    model = load_encoder(path, names, auto)
-    return model, tokenizer, [] if task == "regression" else names
+    return load_encoder(path, names_of(task, path) or ["score"], auto), tokenizer
 
 
-def names_of(path: str) -> list[str]:
-    """The names of a classifier's labels, in their order."""
+def names_of(task: str, path: str) -> list[str]:
+    """The names of a classifier's labels, in their order; none of a model of numbers or text."""
+    if task in ("regression", "language-modeling"):
+        return []
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     return [str(config.id2label[index]) for index in range(config.num_labels)]
 
@@ -131,3 +126,12 @@ def grow_head(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
     model.num_labels = len(names)
+
+
+@torch.no_grad()
+def speak_in_deviations(model: PreTrainedModel, mean: float, std: float) -> None:
+    """Let a regression that speaks in the numbers' own units say how many deviations they are from the mean, in place:
+    the inverse of `Regression.finish`."""
+    head = label_head(model)
+    head.bias.sub_(mean).div_(std)
+    head.weight.div_(std)

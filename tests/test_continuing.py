@@ -25,7 +25,7 @@ from rlobj.objective import objective
 from rlobj.policies import load_encoder
 from rlobj.prediction import Predictor, model_directory
 from rlobj.progress import StopWhenAsked
-from rlobj.rehearsal import RehearsedNetwork, grow_head, load_trained
+from rlobj.rehearsal import RehearsedNetwork, grow_head, load_trained, names_of
 from rlobj.results import lambda_directory
 from rlobj.runs import read_outputs
 from rlobj.stream import SupervisedStream
@@ -46,7 +46,7 @@ def rows(labels: list[str], n: int = 240) -> list[dict[str, Any]]:
         named = [label, thing] if labels is OLD else [label]
         text = ["see", "the", *named, "over", "there"][rng.randrange(2) :]
         tags = [("B-colour" if labels is OLD else "B-thing") if word == label else "O" for word in text]
-        score = 100.0 + 10 * labels.index(label)
+        score = (100.0 if labels is OLD else 120.0) + 10 * labels.index(label)
         made.append({"text": " ".join(text), "label": label, "score": score, "words": text, "tags": tags})
     return made
 
@@ -108,6 +108,9 @@ def test_the_head_has_the_old_labels_in_front(run: Path, home: Path) -> None:
     texts = [{"text": "see the door over there"}, {"text": "the blue door over there"}]
     said = list(Predictor(model_directory(run, "lambda=1"))(texts))
     assert [row["predicted"] for row in said] == ["door", "blue"]
+    assert main(["export", str(run), str(home / "exported"), "--policy", "lambda=1"]) == 0
+    card = (home / "exported" / "README.md").read_text()
+    assert "ℓ_new(θ) + λ·ℓ_old(θ)" in card and "| λ = 1, old, accuracy | " in card and "λ = 0, old" not in card
 
 
 def test_the_report_and_the_terminal(run: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,12 +125,15 @@ def test_the_report_and_the_terminal(run: Path, home: Path, capsys: pytest.Captu
     assert "λ = 1  old" in said and "before" in said
 
 
+FORM = "lagrange:factor=0.1,start=0.5,ki=0.5"
+
+
 def test_an_interrupted_training_goes_on_to_the_same_weights(
     home: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = ["--fit.epochs", "2", "--fit.batch_size", "16"]
     command = ["continue", str(home / "old"), "--data", str(home / "new.jsonl"), *more, "--name", "again"]
-    form = ["--lambda_sup", "lagrange:factor=2,start=0.5"]
+    form = ["--lambda_sup", FORM]
     assert main([*command[:-1], "straight", *form]) == 0
     stop = StopWhenAsked.on_step_end
     calls = []
@@ -142,7 +148,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     assert main([*command, *form]) == 130
     monkeypatch.setattr(StopWhenAsked, "on_step_end", stop)
     assert main([*command, *form]) == 0
-    place = lambda_directory(Path(), "lagrange:factor=2,start=0.5") / "model.safetensors"
+    place = lambda_directory(Path(), FORM) / "model.safetensors"
     whole, again = (load_file(home / name / place) for name in ("straight", "again"))
     assert calls and all(torch.equal(whole[name], again[name]) for name in whole)
     history = read_outputs((home / "straight" / place).parent)["history"]
@@ -158,11 +164,11 @@ def test_the_gradient_is_that_of_both_terms_however_the_batch_is_split(home: Pat
     """∇L = ∇ℓ_new + λ∇ℓ_old, each the mean over its own rows."""
     found = []
     for size, parts in ((12, 1), (4, 3)):
-        model, tokenizer, names = load_trained("text-classification", str(home / "old" / "model"))
+        model, tokenizer = load_trained("text-classification", str(home / "old" / "model"))
         model.eval()  # no dropout
         config = FitConfig("x", "text-classification", data=LabelledConfig(train=str(home / "old.jsonl")))
         task = TASKS["text-classification"](config)
-        task.names = names
+        task.names = names_of("text-classification", str(home / "old" / "model"))
         new, old = task.parts["train"][:12], task.parts["train"][20:27]
         network = RehearsedNetwork(task, model, tokenizer)
         encoded = network.old_rows([task.encode(tokenizer, example, 32) for example in old])
@@ -173,7 +179,7 @@ def test_the_gradient_is_that_of_both_terms_however_the_batch_is_split(home: Pat
         trainer.train()
         found.append(keep.gradients)
         if parts == 1:
-            plain, _, _ = load_trained("text-classification", str(home / "old" / "model"))
+            plain, _ = load_trained("text-classification", str(home / "old" / "model"))
             plain.eval()
             losses = [
                 torch.stack([
@@ -209,7 +215,8 @@ def trainer_for(
 
 
 def test_a_grown_head_says_of_old_labels_what_it_said(home: Path) -> None:
-    model, tokenizer, names = load_trained("text-classification", str(home / "old" / "model"))
+    model, tokenizer = load_trained("text-classification", str(home / "old" / "model"))
+    names = [model.config.id2label[index] for index in range(3)]
     ids = torch.tensor([tokenizer("see the red box")["input_ids"]])
     model.eval()
     before = model(input_ids=ids).logits
@@ -248,7 +255,7 @@ def test_changes_are_of_differences_within_rows() -> None:
 )
 def test_the_other_tasks(home: Path, task: str, columns: dict[str, str], measure: str) -> None:
     name = f"old-{task}"
-    rate = {"fit.learning_rate": 2e-2} if task == "regression" else {}
+    rate = {"fit.epochs": 8} if task == "regression" else {}
     fitted(home, name, task=task, **columns, **{"fit.epochs": 3, **rate})
     more = ["--fit.epochs", "2", "--fit.batch_size", "16", "--fit.learning_rate", "5e-3", "--objective.rows", "100"]
     assert main(["continue", str(home / name), "--data", str(home / "new.jsonl"), *more]) == 0
