@@ -61,8 +61,6 @@ def policy_inputs(config: RunConfig, lambda_sup: float | str) -> dict[str, Any]:
         **({"env.eval_episodes": config.env.eval_episodes} if config.training.keep_best else {}),
         **named("objective", asdict(config.objective)),
         "objective.lambda_sup": lambda_sup,
-        # as many others are chosen by
-        **({"env.eval_episodes": config.env.eval_episodes} if config.training.keep_best else {}),
         **contents_of(config.objective.sources),
         "reward.on_failure": config.reward.on_failure,
         **(_how_the_reward_is_used(config) if config.reward.kind == "trained" else {}),
