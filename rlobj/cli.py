@@ -37,6 +37,8 @@ Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
   rlobj continue RUN --data NEW                a trained model on new data: what does it forget of the old?
   rlobj predict MODEL [FILE]                   what a trained model says of texts
   rlobj export MODEL FOLDER                    a model with its card, for plain transformers or ONNX
+  rlobj explain MODEL TEXT ...                 which words made it say so
+  rlobj probe MODEL [FILE]                     robustness, slices, and names exchanged
   rlobj compare RECIPE --lambdas 0 0.1 1       several λ and seeds from one warm start: which λ?
   rlobj tune RECIPE --space KEY=VALUES         search λ with other parameters, through Optuna
   rlobj report DIR [DIR]                       a report again, or two comparisons side by side
@@ -105,7 +107,7 @@ def _dispatch(arguments: list[str]) -> int:
         "run": _run, "compare": _compare, "tune": _tune, "report": _report, "chat": _chat, "reward": _reward,
         "try-reward": _try_reward, "judge": _judge,
         "serve-reward": _serve_reward, "list": _list, "new-domain": _new_domain,
-        **{verb: _of_models(verb) for verb in ("fit", "pretrain", "predict", "export")},
+        **{verb: _of_models(verb) for verb in ("fit", "pretrain", "predict", "export", "explain", "probe")},
         "continue": _of_models("go_on"),
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):

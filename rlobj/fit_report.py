@@ -67,8 +67,8 @@ def with_interval(value: Sequence[float | None] | None) -> str:
     if not value or value[0] is None or not math.isfinite(value[0]):
         return "–"
     if any(end is None or not math.isfinite(end) for end in value):
-        return f"{value[0]:.3f}"
-    return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+        return f"{value[0]:z.3f}"
+    return f"{value[0]:z.3f} [{value[1]:z.3f}, {value[2]:z.3f}]"
 
 
 def write_fit_report(path: Path, name: str, outputs: Mapping[str, Any]) -> Path:

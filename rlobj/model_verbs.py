@@ -1,10 +1,11 @@
-"""Verbs of the life of a model beside reinforcement learning: fit, pretrain, continue, predict, export.
+"""Verbs of the life of a model beside reinforcement learning: fit, pretrain, continue, predict, export, explain, probe.
 
 Each calls one function, imported when it is called, so that --help is fast.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -159,3 +160,104 @@ def export(arguments: list[str]) -> None:
 
     for line in export(model_directory(given.model, given.policy), Path(given.folder), given.onnx):
         print(line)
+
+
+def explain(arguments: list[str]) -> None:
+    """rlobj explain MODEL TEXT ..."""
+    parser = Parser(
+        prog="rlobj explain",
+        description="Which words made a model say what it says: a classifier its label, a reward model its score, a "
+        "policy its reply. Integrated gradients and Shapley values, and a test of both by deleting words.",
+        epilog="A file has a text in each line, or (.jsonl) an object with text and maybe prompt, or messages.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a run, such as runs/NAME, or the directory of a model")
+    parser.add_argument("texts", metavar="TEXT", nargs="*", help="what is said")
+    parser.add_argument("--prompt", help="what it answers; to a policy the text is then its reply, else a user's")
+    parser.add_argument("--file", help="explain the rows of this file, too")
+    parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
+    parser.add_argument("--reward", action="store_true", help="of such a run: its reward model instead")
+    parser.add_argument("--label", help="of a classifier: what speaks for this label (default: the most probable one)")
+    parser.add_argument("--by_word", action="store_true", help="of a policy: each word of the reply, too")
+    parser.add_argument("--steps", type=int, help="of the integral (default: 32, doubled until it is exact to 1%%)")
+    parser.add_argument(
+        "--orders", type=int, help="of the words, for Shapley values (default: 25, of long texts fewer)"
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="where explanation.html and explanation.json go "
+                        "(default: runs/explained/MODEL)")  # fmt: skip
+    given = parser.parse_intermixed_args(arguments)
+    be_calm()
+    from rlobj.explaining import explain, require_captum, write_explanations
+    from rlobj.explanation_page import show
+    from rlobj.subjects import Subject, find_model
+    from rlobj.try_reward import as_text, read_texts
+
+    texts = [as_text(text, given.prompt) for text in given.texts]
+    texts += read_texts(given.file, given.prompt) if given.file else []
+    if not texts:
+        raise ValueError('nothing to explain: rlobj explain MODEL "text", or --file FILE')
+    for name in ("steps", "orders"):
+        if getattr(given, name) is not None and getattr(given, name) < 2:
+            raise ValueError(f"--{name} is {getattr(given, name)}: expected at least 2")
+    require_captum()
+    directory = find_model(given.model, given.policy, given.reward)
+    found = explain(Subject(directory), texts, given.label, given.steps, given.orders, given.by_word)
+    show(found)
+    print(f"\nreport  {write_explanations(found, output_of(given, 'explained', directory), str(directory))}")
+
+
+def output_of(given: Any, kind: str, directory: Any) -> Any:
+    """--output, or a folder named after the model."""
+    from pathlib import Path
+
+    name = re.sub("[^0-9A-Za-z_.=-]+", "-", str(directory).removeprefix("runs/")).strip("-.")
+    return Path(given.output or f"runs/{kind}/{name}")
+
+
+def probe(arguments: list[str]) -> None:
+    """rlobj probe MODEL [FILE]"""
+    parser = Parser(
+        prog="rlobj probe",
+        description="How good a model is on input that is written otherwise (typing errors, case, words dropped or "
+        "swapped, paraphrases), on parts of its data, and with names and pronouns exchanged.",
+        epilog="FILE: text and label for a classifier, chosen and rejected for a reward model, messages for a policy.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a run, such as runs/NAME, or the directory of a model")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="rows to judge by; without it, what its own run "
+                        "kept: test data, episodes, pairs")  # fmt: skip
+    parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
+    parser.add_argument("--reward", action="store_true", help="of such a run: its reward model instead")
+    parser.add_argument("--label", help="of a classifier: look for differences in the probability of this label "
+                        "(default: the right one)")  # fmt: skip
+    parser.add_argument(
+        "--by", metavar="COLUMN", nargs="+", default=[], help="parts by the values of these columns, too"
+    )
+    parser.add_argument("--paraphrases", metavar="FILE", help="a line holds phrases, or texts, that may stand for one "
+                        "another, divided by tabs (or commas)")  # fmt: skip
+    parser.add_argument("--exchange", metavar="FILE", help="words of two sides to be exchanged, as JSON, instead of "
+                        "the shipped names and pronouns (English)")  # fmt: skip
+    parser.add_argument("--limit", type=int, help="rows at most, drawn at random (default: 500, of a policy 100)")
+    parser.add_argument("--text_column", default="text", help="column of the texts (default: text)")
+    parser.add_argument("--label_column", default="label", help="column of labels or numbers (default: label)")
+    parser.add_argument("--output", metavar="FOLDER", help="where probe.html and probe.json go "
+                        "(default: runs/probed/MODEL)")  # fmt: skip
+    given = parser.parse_intermixed_args(arguments)
+    if given.limit is not None and given.limit < 1:
+        raise ValueError(f"--limit is {given.limit}: expected at least 1")
+    be_calm()
+    from pathlib import Path
+
+    from rlobj.perturbations import perturbations, read_exchanges, read_paraphrases
+    from rlobj.probe_report import terminal
+    from rlobj.probed import probed
+    from rlobj.probing import probe, write_probe
+    from rlobj.subjects import Subject, find_model
+
+    changes = perturbations(read_paraphrases(given.paraphrases) if given.paraphrases else [])
+    exchanges = read_exchanges(given.exchange) if given.exchange else read_exchanges()
+    directory = find_model(given.model, given.policy, given.reward)
+    columns = given.text_column, given.label_column
+    model = probed(Subject(directory), given.file, Path(given.model), given.limit, given.label, *columns)
+    found = probe(model, changes, exchanges, given.by)
+    print(f"\n{terminal(found)}")
+    data = given.file or "its own test"
+    print(f"\nreport  {write_probe(found, output_of(given, 'probed', directory), str(directory), data)}")
