@@ -36,6 +36,7 @@ Train text policies on L(θ) = −R(θ) + λ·ℓ(M_θ(x), y).
   rlobj pretrain RECIPE                        self-supervised training: L(θ) = −P(T) + λ·ℓ
   rlobj continue RUN --data NEW                a trained model on new data: what does it forget of the old?
   rlobj predict MODEL [FILE]                   what a trained model says of texts
+  rlobj prune RUN                              a trained model made smaller: what that did to quality, size and speed
   rlobj export MODEL FOLDER                    a model with its card, for plain transformers or ONNX
   rlobj explain MODEL TEXT ...                 which words made it say so
   rlobj probe MODEL [FILE]                     robustness, slices, and names exchanged
@@ -107,7 +108,7 @@ def _dispatch(arguments: list[str]) -> int:
         "run": _run, "compare": _compare, "tune": _tune, "report": _report, "chat": _chat, "reward": _reward,
         "try-reward": _try_reward, "judge": _judge,
         "serve-reward": _serve_reward, "list": _list, "new-domain": _new_domain,
-        **{verb: _of_models(verb) for verb in ("fit", "pretrain", "predict", "export", "explain", "probe")},
+        **{verb: _of_models(verb) for verb in ("fit", "pretrain", "predict", "prune", "export", "explain", "probe")},
         "continue": _of_models("go_on"),
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):

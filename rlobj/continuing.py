@@ -18,7 +18,7 @@ from rlobj import __version__
 from rlobj.continue_config import ContinueConfig, validate_continue
 from rlobj.controllers import Controller
 from rlobj.data import split_rows
-from rlobj.fit_config import FitConfig, LabelledConfig, learning_rate_of
+from rlobj.fit_config import FitConfig, FittedConfig, LabelledConfig, learning_rate_of
 from rlobj.fit_data import PARTS, repeated
 from rlobj.fit_tasks import TASKS, Regression, SupervisedTask, TextClassification, TokenClassification, TrainingRows
 from rlobj.forgetting import figures_of
@@ -78,9 +78,8 @@ class _Continuing(StageRunner[ContinueConfig]):
 
     def _task(self, source: LabelledConfig) -> SupervisedTask:
         config = self.config
-        task: SupervisedTask = TASKS[config.task](
-            FitConfig(config.name, config.task, config.policy, source, seed=config.seed)
-        )
+        policy = FittedConfig(**asdict(config.policy))
+        task: SupervisedTask = TASKS[config.task](FitConfig(config.name, config.task, policy, source, seed=config.seed))
         return task
 
     def _settle_names(self) -> None:

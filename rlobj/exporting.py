@@ -19,8 +19,10 @@ import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from rlobj import __version__
+from rlobj.loading import ADAPTER, INT8
 from rlobj.policies import load_tokenizer
-from rlobj.runs import atomic_dir, atomic_write_text
+from rlobj.runs import atomic_dir, atomic_write_text, read_outputs
+from rlobj.slimming import PRUNED
 
 LEFT_OUT = ("stage.json", "training_args.bin", "README.md")
 PIPELINES = {
@@ -51,6 +53,9 @@ def export(directory: Path, output: Path, onnx: bool = False) -> list[str]:
                 shutil.copy2(file, writing / file.name)
         if not list(writing.glob("*.safetensors")):
             raise ValueError(f"{directory} has no weights in safetensors: expected what rlobj or save_pretrained wrote")
+        beside = next((name for name in (INT8, ADAPTER) if (directory / name).is_file()), None)
+        if onnx and beside is not None:
+            raise ValueError(f"--onnx exports whole models in float32: {directory} holds {beside}")
         if onnx:
             difference = export_onnx(writing, kind)
             said.append(f"ONNX    {output / 'model.onnx'} (differs by at most {difference:.1g} from torch)")
@@ -74,7 +79,7 @@ def model_card(directory: Path, kind: str, name: str) -> str:
         f"## Objective\n\n{_objective(directory, config)}",
         f"## Data\n\n{_listed(_data(config))}",
         f"## Results\n\n{results}" if results else "",
-        f"## Use\n\n{_use(pipeline, name)}",
+        f"## Use\n\n{_use(pipeline, name, directory)}",
         f"## The configuration\n\n```yaml\n{yaml.safe_dump(config, sort_keys=False, allow_unicode=True)}```"
         if config
         else "",
@@ -114,6 +119,8 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 def _results(directory: Path, run: Path | None) -> str:
     """The run's table; of a run by reinforcement learning the row of this policy alone."""
+    if PRUNED in (directory.parent.name, directory.parent.parent.name):
+        return _before_and_after(read_outputs(directory))
     path = run / "summary.json" if run is not None else None
     if path is None or not path.exists() or directory.name == "reward_model":
         return ""
@@ -131,6 +138,18 @@ def _name(row: Mapping[str, Any]) -> str:
     return ", ".join(value for value in row.values() if isinstance(value, str))
 
 
+def _before_and_after(outputs: Mapping[str, Any]) -> str:
+    """Of a model that was made smaller."""
+    lines = [f"`rlobj prune --method {outputs['method']} --amount {outputs['amount']}`", ""]
+    parts = list(outputs["quality"]["before"])
+    lines.append(f"| {outputs['metric']} | {' | '.join(parts)} | MB | weights other than 0 |")
+    lines.append("|---" * (len(parts) + 3) + "|")
+    for when, found in outputs["quality"].items():
+        size = f"{outputs['bytes'][when] / 1e6:.2f} | {outputs['weights'][when]:,}"
+        lines.append(f"| {when} | {' | '.join(_with_interval(found[part]) for part in parts)} | {size} |")
+    return "\n".join(lines) + "\n\nIn brackets: 95% intervals."
+
+
 def _with_interval(value: Any) -> str:
     if not value or value[0] is None:
         return "–"
@@ -138,7 +157,12 @@ def _with_interval(value: Any) -> str:
     return f"{value[0]:.3f}{ends}"
 
 
-def _use(pipeline: str, name: str) -> str:
+def _use(pipeline: str, name: str, directory: Path) -> str:
+    if (directory / INT8).is_file():
+        return f"The weights are in 8 bits, which rlobj reads (CPUs alone):\n\n    rlobj predict {name} FILE"
+    if (directory / ADAPTER).is_file():
+        base = json.loads((directory / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return f"It is an adapter of peft for {base}, which must be there, too:\n\n    rlobj predict {name} FILE"
     return f'```python\nfrom transformers import pipeline\n\npipeline("{pipeline}", "{name}")("a text")\n```'
 
 

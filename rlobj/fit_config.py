@@ -71,6 +71,15 @@ class FitSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class FittedConfig(ModelConfig):
+    """The model that is trained."""
+
+    peft: dict[str, Any] | None = None
+    """train an adapter of a given model alone: {method: lora, r: 8}, adalora or ia3, which are merged when saved; or
+    prefix or prompt, {method: prefix, num_virtual_tokens: 20}"""
+
+
+@dataclass(frozen=True, slots=True)
 class FitConfig:
     """A supervised training: ℓ(M_θ(x), y) alone."""
 
@@ -78,7 +87,7 @@ class FitConfig:
     """name of the run, and of its folder in output_dir"""
     task: TaskName
     """what is learned"""
-    policy: ModelConfig = field(default_factory=ModelConfig)
+    policy: FittedConfig = field(default_factory=FittedConfig)
     data: LabelledConfig = field(default_factory=LabelledConfig)
     fit: FitSettings = field(default_factory=FitSettings)
     seed: int = 0
@@ -173,6 +182,11 @@ def validate_fit(config: FitConfig) -> None:
             f"{did_you_mean(metric, METRICS[config.task])}"
         )
     check_settings("fit", config.fit)
+    if config.policy.peft is not None and config.policy.model is None:
+        raise ValueError(
+            f"policy.peft is {config.policy.peft} and policy.model null: an adapter changes what is known already; "
+            "give a model with --policy.model"
+        )
     if config.task == "regression" and config.fit.trainer.get("label_smoothing_factor"):
         raise ValueError("fit.trainer.label_smoothing_factor is set, but a regression has no labels to smooth")
 

@@ -78,10 +78,11 @@ def write_fit_report(path: Path, name: str, outputs: Mapping[str, Any]) -> Path:
     for part, found in outputs["measured"].items():
         table.append([part, str(found["rows"]), *[with_interval(found["metrics"].get(m)) for m in metrics]])
     best = outputs["best"]
+    which = "the last" if best.get("last") else f"the best by {escape(best['metric'])} on the validation data"
     parts = [
         html_table(table, "each part of the data"),
-        f"<p class='meaning'>In brackets: 95% intervals over rows. The model is that of step {best['step']}, the best "
-        f"by {escape(best['metric'])} on the validation data.</p>",
+        f"<p class='meaning'>In brackets: 95% intervals over rows. The model is that of step {best['step']}, {which}."
+        "</p>",
         f"<div class='plots'>{html_of(_curves(outputs), ['training', 'validation'], 'curve')}</div>",
     ]
     for part, found in outputs["measured"].items():

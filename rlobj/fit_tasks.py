@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from reward_models.trained import require_vocabulary
+from rlobj.adapters import MERGED, METHODS
 from rlobj.chat_format import IGNORED_LABEL
 from rlobj.config import ModelConfig
 from rlobj.encoder_policy import label_head
@@ -55,6 +56,10 @@ class SupervisedTask(ABC):
     parts: Parts
     metrics: tuple[str, ...]
     """those that a table shows, the first of them what a bar shows"""
+    peft_type = "SEQ_CLS"
+    """what peft calls the task"""
+    peft_methods = tuple(METHODS)
+    """the methods of policy.peft that it can be learned with"""
 
     def texts(self) -> list[str]:
         """Training text for a new tokenizer."""
@@ -80,6 +85,9 @@ class SupervisedTask(ABC):
 
     def finish(self, model: PreTrainedModel) -> None:  # noqa: B027  (most tasks have nothing to do)
         """What the weights need before they are saved."""
+
+    def reopen(self, model: PreTrainedModel) -> None:  # noqa: B027
+        """What saved weights need before they are trained on: the inverse of `finish`."""
 
     def facts(self) -> dict[str, str]:
         """What a report says of the data."""
@@ -163,6 +171,8 @@ class TokenClassification(SupervisedTask):
     """A BIO tag for each word. A word's first token carries its tag; the others are not in the loss."""
 
     metrics = ("f1", "precision", "recall", "tag_accuracy", "ell")
+    peft_type = "TOKEN_CLS"
+    peft_methods = (*MERGED, "prefix")  # peft gives the tokens of a prompt tags, too
 
     def __init__(self, config: FitConfig) -> None:
         self.parts, self.names = tagged(config.data, config.seed)
@@ -248,11 +258,19 @@ class Regression(SupervisedTask):
         head.bias.mul_(self.std).add_(self.mean)
         self.mean, self.std = 0.0, 1.0
 
+    @torch.no_grad()
+    def reopen(self, model: PreTrainedModel) -> None:
+        head = label_head(model)
+        head.weight.div_(self.std)
+        head.bias.sub_(self.mean).div_(self.std)
+
 
 class LanguageModeling(SupervisedTask):
     """The next token: every token of a plain text, or what the assistant says in a dialogue."""
 
     metrics = ("ell", "perplexity")
+    peft_type = "CAUSAL_LM"
+    peft_methods = (*MERGED, "prefix")
 
     def __init__(self, config: FitConfig) -> None:
         self.parts = written(config.data, config.seed)

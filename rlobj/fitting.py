@@ -5,20 +5,32 @@ The best epoch by the validation data is kept, and judged on the test data, whic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from reward_models.hub import require_model
+from reward_models.training import merged
 from rlobj import __version__
+from rlobj.adapters import (
+    RankUpdate,
+    has_adalora,
+    parameter_counts,
+    peft_config_of,
+    require_resumable,
+    trained_whole,
+    virtual_tokens,
+    with_adapter,
+)
 from rlobj.fit_config import FitConfig, learning_rate_of, metric_of, validate_fit
 from rlobj.fit_report import fit_table, write_fit_report
 from rlobj.fit_tasks import TASKS, SupervisedTask, TrainingRows
 from rlobj.inference import limit_of
-from rlobj.measures import Measured
+from rlobj.loading import save_adapter
 from rlobj.measuring_trainer import MeasuringTrainer, patience_of, trainer_arguments
 from rlobj.policies import save_policy
 from rlobj.progress import say
@@ -69,6 +81,8 @@ class _Fit(StageRunner[FitConfig]):
     def all_stages(self) -> Path:
         stage = self.stage()
         self._arguments(stage)  # what transformers refuses is refused now
+        if self.config.policy.peft is not None:
+            self._adapter(steps=10, whole=[])
         self.begin([stage], models=1)
         self.do(stage, lambda: self.work(stage))
         outputs, report = read_outputs(stage.directory), self.directory / "report.html"
@@ -85,45 +99,94 @@ class _Fit(StageRunner[FitConfig]):
         rate = learning_rate_of(settings, self.config.policy)
         return trainer_arguments(settings, rate, metric_of(self.config), self.config.seed, stage.checkpoints)
 
+    def _adapter(self, steps: int, whole: Sequence[str]) -> Any:
+        """peft's configuration of the adapter."""
+        config = self.config
+        assert config.policy.peft is not None
+        return peft_config_of(config.policy.peft, steps, self.task.peft_type, self.task.peft_methods, whole)
+
+    def _adapted(self, model: Any) -> Any:
+        """The model with its adapter, if the recipe has one."""
+        config = self.config
+        if config.policy.peft is None:
+            return model
+        assert config.policy.model is not None
+        asked = config.fit.trainer
+        rows_a_step = config.fit.batch_size * asked.get("gradient_accumulation_steps", 1) * self.processes
+        steps = math.ceil(len(self.task.parts["train"]) / rows_a_step) * config.fit.epochs
+        steps = asked["max_steps"] if asked.get("max_steps", -1) > 0 else math.ceil(steps)
+        adapter = self._adapter(steps, trained_whole(model, config.policy.model))
+        return with_adapter(model, adapter, config.policy.model)
+
     def work(self, stage: Stage) -> dict[str, Any]:
         config, task = self.config, self.task
         model, tokenizer = task.model(config.policy, config.seed)
-        limit = min(limit_of(model, tokenizer) or config.policy.max_length, config.policy.max_length)
-        tokenizer.model_max_length = limit  # saved with the model, which is used as it was trained
+        model = self._adapted(model)
+        trained, every = parameter_counts(model)
         metric = metric_of(config)
-        trainer = MeasuringTrainer(
-            model,
-            self._arguments(stage),
-            data_collator=task.collator(tokenizer),
-            train_dataset=TrainingRows(task, tokenizer, limit, config.data.augment, config.seed),
-            eval_dataset=[],
-            callbacks=[
-                *patience_of(config.fit),
-                *self.supervised_callbacks("labels", {"loss": "ℓ", f"eval_{metric}": metric}),
-            ],
-            measure=lambda: {name: value for name, (value, *_) in self.measure(model, tokenizer).metrics.items()},
-        )
+        watched = self.supervised_callbacks("labels", {"loss": "ℓ", f"eval_{metric}": metric})
+        arguments = self._arguments(stage)
+        # peft does not load an AdaLoRA adapter of other ranks over one: the last epoch is kept, when all are shared out
+        arguments.load_best_model_at_end = arguments.load_best_model_at_end and not has_adalora(model)
+        trainer = supervised_trainer(config, task, model, tokenizer, arguments, watched)
+        if has_adalora(model):
+            trainer.add_callback(RankUpdate(model))
         quiet(trainer)
-        trainer.train(resume_from_checkpoint=self.resume(stage))
+        checkpoint = self.resume(stage)
+        if checkpoint is not None:
+            require_resumable(model, checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
         self.stop_if_asked()
+        best = {"value": trainer.state.best_metric, "step": trainer.state.best_global_step}
+        if has_adalora(model):  # the last one
+            values = [log[f"eval_{metric}"] for log in trainer.state.log_history if f"eval_{metric}" in log]
+            best = {"value": values[-1], "step": trainer.state.global_step, "last": True}
+        model = merged(model)
         task.finish(model)
-        if self.main:
+        if self.main and virtual_tokens(model):
+            save_adapter(model, tokenizer, stage.directory)
+        elif self.main:
             save_policy(model, tokenizer, stage.directory)
         found = {part: asdict(task.measure(model, tokenizer, part)) for part in ("validation", "test")}
-        parameters = sum(p.numel() for p in model.parameters())
         return {
             "task": config.task,
             "metrics": list(task.metrics),
             "names": getattr(task, "names", []),
             "history": trainer.state.log_history,
-            "best": {"metric": metric, "value": trainer.state.best_metric, "step": trainer.state.best_global_step},
+            "best": {"metric": metric, **best},
             "measured": found,
-            "facts": {**task.facts(), "seed": str(config.seed), "rlobj": __version__, "parameters": f"{parameters:,}"},
-            "says": f"{parameters:,} parameters; best {metric} on the validation data {trainer.state.best_metric:.3f}",
+            "facts": {**task.facts(), "seed": str(config.seed), "rlobj": __version__, "parameters": f"{every:,}"},
+            "trained": trained,
+            "says": f"{trained:,} of {every:,} parameters trained; {metric} on the validation data {best['value']:.3f}",
         }
 
-    def measure(self, model: Any, tokenizer: Any) -> Measured:
-        return self.task.measure(model, tokenizer, "validation", resamples=0)
+
+def supervised_trainer(
+    config: FitConfig,
+    task: SupervisedTask,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainingArguments,
+    callbacks: Sequence[TrainerCallback],
+) -> MeasuringTrainer:
+    """What trains a model on the task's training rows and measures it on the validation rows."""
+    room = (limit_of(model, tokenizer) or math.inf) - virtual_tokens(model)
+    limit = int(min(room, config.policy.max_length))
+    tokenizer.model_max_length = limit  # saved with the model, which is used as it was trained
+
+    def measure() -> dict[str, float]:
+        metrics = task.measure(model, tokenizer, "validation", resamples=0).metrics
+        return {name: value for name, (value, *_) in metrics.items()}
+
+    return MeasuringTrainer(
+        model,
+        arguments,
+        data_collator=task.collator(tokenizer),
+        train_dataset=TrainingRows(task, tokenizer, limit, config.data.augment, config.seed),
+        eval_dataset=[],
+        callbacks=[*patience_of(config.fit), *callbacks],
+        measure=measure,
+    )
 
 
 def _table(outputs: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""Verbs of the life of a model beside reinforcement learning: fit, pretrain, continue, predict, export, explain, probe.
+"""Verbs of the life of a model beside reinforcement learning, from fit and pretrain to prune and export.
 
 Each calls one function, imported when it is called, so that --help is fast.
 """
@@ -261,3 +261,34 @@ def probe(arguments: list[str]) -> None:
     print(f"\n{terminal(found)}")
     data = given.file or "its own test"
     print(f"\nreport  {write_probe(found, output_of(given, 'probed', directory), str(directory), data)}")
+
+
+def prune(arguments: list[str]) -> None:
+    """rlobj prune RUN"""
+    parser = Parser(
+        prog="rlobj prune",
+        description="Make a trained model smaller, and measure what that did: quality on the test data, size, and the "
+        "time of a text, before and after. Each result is a model's directory in RUN/pruned.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run of rlobj fit or rlobj run, such as runs/NAME")
+    parser.add_argument("--policy", help="of rlobj run: which (default: that of the largest λ)")
+    parser.add_argument("--reward_model", action="store_true", help="of rlobj run: its reward model")
+    parser.add_argument("--method", nargs="+", default=["neurons"], metavar="METHOD", help="magnitude (smallest "
+                        "weights of the whole model), layer (of each layer), 2:4 (two of each four), heads, neurons, "
+                        "int8; or several with + between: neurons+int8 (default: neurons)")  # fmt: skip
+    parser.add_argument("--amount", nargs="+", type=float, default=[0.5], metavar="SHARE",
+                        help="share of weights, heads or neurons that go (default: 0.5)")  # fmt: skip
+    parser.add_argument("--epochs", type=float, default=0.0, help="train on afterwards (default: 0)")
+    parser.add_argument("--learning_rate", type=float, help="peak learning rate of that (default: the recipe's)")
+    parser.add_argument("--importance", default="gradient", help="what heads and neurons are kept by: gradient, "
+                        "how much the loss would change without them; or weights, their size (default: gradient)"
+                        )  # fmt: skip
+    given = parser.parse_args(arguments)
+    be_calm()
+    from pathlib import Path
+
+    from rlobj.slimming import prune, ways
+
+    rest = (given.epochs, given.learning_rate, given.importance)
+    wanted = ways(given.method, given.amount, *rest)
+    print("\n" + "\n".join(prune(Path(given.run), wanted, given.policy, given.reward_model)))

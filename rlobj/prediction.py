@@ -12,18 +12,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from scipy.special import softmax
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-)
 
 from rlobj.chat import policy_directory, reply
 from rlobj.chat_format import ChatFormat
 from rlobj.data import Row, column_of, load_rows
 from rlobj.inference import encode, encode_words, limit_of, logits_of, tags_of
-from rlobj.policies import load_causal, load_tokenizer
+from rlobj.loading import INT8, kind_of, load_model
+from rlobj.policies import load_tokenizer
 
 AT_ONCE = 1000
 """Rows that are read before they are predicted."""
@@ -61,24 +56,11 @@ class Predictor:
 
     def __init__(self, directory: str | Path, text_column: str = "text", max_new_tokens: int = 40) -> None:
         self.column, self.max_new_tokens = text_column, max_new_tokens
-        kind = (AutoConfig.from_pretrained(directory, trust_remote_code=False).architectures or [""])[0]
+        says = {"ForTokenClassification": self._tags, "ForCausalLM": self._completions}
+        self._say = says.get(kind_of(directory), self._label_or_score)
         self.tokenizer = load_tokenizer(directory)
-        auto: Any = None
-        if kind.endswith("ForSequenceClassification"):
-            auto, self._say = AutoModelForSequenceClassification, self._label_or_score
-        elif kind.endswith("ForTokenClassification"):
-            auto, self._say = AutoModelForTokenClassification, self._tags
-        elif "ForCausalLM" in kind:
-            self._say = self._completions
-        else:
-            raise ValueError(
-                f"{directory} is a {kind or 'model of no named kind'}: expected a classifier or causal model"
-            )
-        if auto is None:
-            self.model: PreTrainedModel = load_causal(directory)
-        else:
-            self.model = auto.from_pretrained(directory, use_safetensors=True, dtype=torch.float32)
-        self.model.to(PartialState().device).eval()
+        self.model = load_model(directory)
+        self.model.to("cpu" if (Path(directory) / INT8).is_file() else PartialState().device).eval()
         self.names = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[Row]:

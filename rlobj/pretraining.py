@@ -21,7 +21,7 @@ from rlobj import __version__
 from rlobj.chat_format import IGNORED_LABEL
 from rlobj.controllers import Controller, Measured
 from rlobj.data import split_rows
-from rlobj.fit_config import FitConfig, PretrainConfig, TaskName, learning_rate_of, validate_pretrain
+from rlobj.fit_config import FitConfig, FittedConfig, PretrainConfig, TaskName, learning_rate_of, validate_pretrain
 from rlobj.fit_data import HELD_OUT, plain_texts
 from rlobj.fit_report import fit_table, write_fit_report
 from rlobj.fit_tasks import LanguageModeling, TextClassification
@@ -157,7 +157,8 @@ class _Pretraining(StageRunner[PretrainConfig]):
         if config.data.train is not None:
             masked = config.objective.performance == "masked"
             task: TaskName = "text-classification" if masked else "language-modeling"
-            labelled = FitConfig(config.name, task, config.policy, config.data, seed=config.seed)
+            policy = FittedConfig(**asdict(config.policy))
+            labelled = FitConfig(config.name, task, policy, config.data, seed=config.seed)
             self.labelled = TextClassification(labelled) if masked else LanguageModeling(labelled)
 
     def _texts(self, train: str, validation: str | None) -> tuple[list[str], list[str]]:

@@ -86,7 +86,7 @@ def supervised_loss_sum(
         token_weights: "none": w is 1. "chord": w = p(1 − p), taken as a constant (Zhang et al. 2025): what the policy
             knows already, or holds for next to impossible, moves it little.
     """
-    ids, mask, labels = _right_padded(rows, policy)
+    ids, mask, labels = right_padded(rows, policy)
     if token_weights == "chord":
         logits, targets = _logits_and_targets(model(input_ids=ids, attention_mask=mask).logits.float(), labels, policy)
         nll = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none")
@@ -106,7 +106,7 @@ def _logits_and_targets(logits: Tensor, labels: Tensor, policy: PreTrainedModel)
     return logits[:, :-1], labels[:, 1:]
 
 
-def _right_padded(rows: Sequence[SupervisedRow], policy: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
+def right_padded(rows: Sequence[SupervisedRow], policy: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, mask and labels of `rows`, each (B, longest), on the policy's device."""
     pad_id = policy.config.get_text_config().pad_token_id or 0
     width = max(len(row.input_ids) for row in rows)
@@ -129,7 +129,7 @@ def supervised_losses(policy: PreTrainedModel, rows: Sequence[SupervisedRow], ba
     losses: list[float] = []
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
-        ids, mask, labels = _right_padded(chunk, policy)
+        ids, mask, labels = right_padded(chunk, policy)
         logits = policy(input_ids=ids, attention_mask=mask).logits.float()
         logits, targets = _logits_and_targets(logits, labels, policy)
         nll = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none")
@@ -217,7 +217,7 @@ def _label_trainer(
     from transformers import Trainer, TrainingArguments
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        ids, mask, labels = _right_padded([SupervisedRow(**row) for row in rows], policy)
+        ids, mask, labels = right_padded([SupervisedRow(**row) for row in rows], policy)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels[:, 0]}
 
     arguments = TrainingArguments(**fields)

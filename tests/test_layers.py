@@ -21,10 +21,10 @@ LAYERS = {
     "1 parts": (
         "adapters", "advantages", "alarms", "arguments", "attribution", "callbacks", "checkpoints", "completions",
         "config", "continue_config", "controllers", "critic", "data", "drift", "encoder_policy", "estimators",
-        "fit_config", "fit_data", "gradient_probe", "inference", "lambdas", "measures", "measuring_trainer",
-        "perturbations", "pictures", "policies", "progress", "readings", "recipes", "reference", "scoring",
-        "search_space", "sharding", "steering", "trackers", "tracking", "trainer_checks", "trl_fields", "try_reward",
-        "validation",
+        "fit_config", "fit_data", "gradient_probe", "inference", "lambdas", "latency", "loading", "measures",
+        "measuring_trainer", "perturbations", "pictures", "policies", "progress", "pruning", "quantising", "readings",
+        "recipes", "reference", "scoring", "search_space", "sharding", "shrinking", "steering", "trackers",
+        "tracking", "trainer_checks", "trl_fields", "try_reward", "validation",
     ),
     "2 loops": (
         "bad_steps", "best_policy", "dialogue_play", "episodes", "evaluation", "exact", "fit_tasks",
@@ -35,8 +35,9 @@ LAYERS = {
         "chat", "compared", "comparison", "comparison_report", "continuing", "early_stopping", "evaluation_stage",
         "explaining", "explanation_page", "exporting", "fit_report", "fitting", "forgetting_report", "grpo_config",
         "jobs", "judging", "one_run", "pipeline", "policy_stage", "prediction", "pretraining", "probe_report",
-        "probed", "probed_episodes", "probing", "ray_jobs", "report", "results", "reward_stage", "run_report",
-        "searched", "soup", "stage_inputs", "stages", "subjects", "tasks", "tuning", "tuning_report", "warm_stage",
+        "probed", "probed_episodes", "probing", "prunable", "ray_jobs", "report", "results", "reward_stage",
+        "run_report", "searched", "slimming", "soup", "stage_inputs", "stages", "subjects", "tasks", "tuning",
+        "tuning_report", "warm_stage",
     ),
     "4 verbs": ("cli", "model_verbs", "__main__"),
 }  # fmt: skip
