@@ -12,6 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from rlobj import data
+from rlobj.recipes import load_recipe
 from rlobj.tasks import _rows_in_turn, _some
 
 ROWS = [
@@ -412,6 +413,8 @@ def test_rows_are_used_in_an_order_of_their_own():
     rows = _rows_in_turn(25, 10, seed=1)
     assert sorted(rows[:10]) == sorted(rows[10:20]) == list(range(10)) != rows[:10] != rows[10:20]
     assert rows == _rows_in_turn(25, 10, seed=1) != _rows_in_turn(25, 10, seed=2)
-    some = _some(1000, 20)
+    config = load_recipe("customer-service", ["--env.eval_episodes", "20"])
+    some, others = _some(1000, config)
     assert len(set(some)) == 20 and some == sorted(some) and some[0] < 300 and some[-1] >= 700
-    assert _some(5, 20) == list(range(5))
+    assert len(set(others)) == 20 and others == sorted(others) and not set(some) & set(others)
+    assert _some(5, config) == (list(range(5)), [])

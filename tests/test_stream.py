@@ -67,8 +67,11 @@ def test_sources_that_are_none(sources, message):
 
 
 def test_sources_in_a_recipe(tmp_path):
-    dialogue = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
-    (tmp_path / "more.jsonl").write_text("\n".join(json.dumps({"messages": dialogue}) for _ in range(3)))
+    dialogues = [
+        [{"role": "user", "content": "hello"}, {"role": "assistant", "content": said}]
+        for said in ("good day", "hello", "good good day")
+    ]
+    (tmp_path / "more.jsonl").write_text("\n".join(json.dumps({"messages": dialogue}) for dialogue in dialogues))
     file = str(tmp_path / "more.jsonl")
     sources = ["--objective.sources", json.dumps({"train": 3, file: 1}), "--data.demonstrations", "20"]
     config = load_recipe("customer-service", sources)
