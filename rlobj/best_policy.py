@@ -48,7 +48,7 @@ class KeepBest(TrainerCallback):
         known = self.found()
         value = self.judge(policy)
         values = {**{int(at): each for at, each in known.get("values", {}).items()}, step: value}
-        better = not known or value > known["value"]
+        better = not known or value > known["value"]  # of equals the one nearer to the warm start
         best: dict[str, Any] = {"step": step, "value": value} if better else known
         if better:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,10 @@ def told(found: Mapping[str, Any]) -> str:
     last = max(values)
     at_the_end = "" if last == found["step"] else f" (at the end {values[last]:.3f})"
     chosen = f"{found['value']:.3f}{at_the_end}"
-    return f"the policy of step {found['step']} of {last} is kept: {chosen} on the episodes that it was chosen by"
+    return (
+        f"the policy of step {found['step']} of {last} is kept: {chosen} by task success, accuracy or return "
+        "in the episodes that it was chosen by"
+    )
 
 
 def _weights_of(step: int) -> str:

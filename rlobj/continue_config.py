@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import yaml
 
-from rlobj.config import ModelConfig, ObjectiveConfig
+from rlobj.config import ModelConfig, ObjectiveConfig, WarmStartConfig
 from rlobj.controllers import Controller
-from rlobj.fit_config import FitSettings, LabelledConfig, TaskName, check_labelled, check_settings
+from rlobj.fit_config import FitSettings, LabelledConfig, TaskName, check_labelled, check_settings, learning_rate_of
 from rlobj.lambdas import as_lambda
 from rlobj.validation import at_least, check_name
 
@@ -91,9 +91,18 @@ def continued(run: str | Path, policy: Path) -> dict[str, Any]:
         "policy": {"model": str(policy), "max_length": size.get("max_length", 512)},
         "data": columns,
         "old": old,
+        "fit": {"learning_rate": _rate_of(told)},
         "seed": told.get("seed", 0),
         "output_dir": str(Path(run).resolve().parent),
     }
+
+
+def _rate_of(told: dict[str, Any]) -> float:
+    """The learning rate that the old data were learned with."""
+    if "env" in told:
+        return float(told.get("warm_start", {}).get("learning_rate", WarmStartConfig().learning_rate))
+    settings = FitSettings(learning_rate=told.get("fit", {}).get("learning_rate"))
+    return learning_rate_of(settings, ModelConfig(model=told.get("policy", {}).get("model")))
 
 
 def validate_continue(config: ContinueConfig) -> None:
@@ -103,9 +112,9 @@ def validate_continue(config: ContinueConfig) -> None:
         ValueError: the first thing that is impossible, with its key and the remedy.
     """
     check_name(config.name)
-    for key, source in (("data", config.data), ("old", config.old)):
+    for key, source, flag in (("data", config.data, "--data FILE"), ("old", config.old, "--old.train FILE")):
         if source.train is None:
-            raise ValueError(f"{key}.train is null: give a file with --{key}.train FILE")
+            raise ValueError(f"{key}.train is null: give a file with {flag}")
         check_labelled(source, config.task, key)
     if config.old.augment:
         raise ValueError(f"old.augment is {config.old.augment}: old rows are rehearsed as they are; leave it out")

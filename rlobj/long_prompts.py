@@ -58,7 +58,7 @@ def fitting(
         f"tokens where {room} leave room for a reply"
     )
     if what == "error" or not kept:
-        raise ValueError(f"{told}: {remedy}")
+        raise ValueError(f"{told}: {remedy if what == 'error' else NONE_LEFT}")
     return kept, f"{told}: they are left out (rollout.long_prompts is drop)"
 
 
@@ -85,6 +85,7 @@ def fitting_seeds(
     return [seeds[index] for index in kept]
 
 
+NONE_LEFT = "to drop them leaves none; raise policy.max_length, or lower training.max_reply_tokens"
 REMEDY = "raise policy.max_length, lower training.max_reply_tokens, or let rollout.long_prompts be drop or cut"
 
 

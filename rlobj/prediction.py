@@ -36,6 +36,10 @@ def model_directory(given: str | Path, policy: str | None = None) -> Path:
             return directory
     if (path / "policies").is_dir():
         return policy_directory(path, policy)
+    if policy is not None and path.is_dir():
+        raise ValueError(f"{str(given)!r} has no policies, of which {policy!r} would be one: leave --policy out")
+    if (path / "trials").is_dir():
+        raise ValueError(f"{str(given)!r} is a comparison: take its best_policy, or a run in {path / 'trials'}")
     raise ValueError(
         f"{str(given)!r} holds no model: expected a directory with config.json, or that of a run, such as runs/NAME"
     )

@@ -241,7 +241,7 @@ def table_of(found: Sequence[Mapping[str, Any]]) -> list[str]:
     threads = f"on {first['threads']} thread{'s' if first['threads'] > 1 else ''}"
     ways = list(first["seconds"])
     part = list(first["quality"]["before"])[-1]
-    rows = [["", f"{part} {metric}", "MB", "weights not 0", f"{ways[0]}, {threads}", "faster", ways[1], "faster"]]
+    rows = [["", f"{part} {metric}", "MB", "weights not 0", f"{ways[0]}, {threads}", "faster*", ways[1], "faster*"]]
     rows.append(["whole", *_quality_and_size(first, "before"), "", "", "", ""])
     for each in found:
         one, batch = each["seconds"].values()
@@ -256,7 +256,8 @@ def table_of(found: Sequence[Mapping[str, Any]]) -> list[str]:
             ]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [*lines, "* median of the ratios of turns side by side, and the least to the most of them"]
 
 
 def _quality_and_size(each: Mapping[str, Any], when: str) -> list[str]:

@@ -45,7 +45,7 @@ def test_the_weights_are_those_of_the_step_with_the_highest_value(tmp_path: Path
     assert found == {"step": 4, "value": 0.7, "values": {"2": 0.1, "4": 0.7, "6": 0.7, "7": 0.3}}
     assert all(torch.equal(p, weights[4][name]) for name, p in policy.state_dict().items())
     assert [file.name for file in (tmp_path / "best").glob("*.safetensors")] == ["step-4.safetensors"]
-    assert told(found).startswith("the policy of step 4 of 7 is kept: 0.700 (at the end 0.300) on the episodes")
+    assert told(found).startswith("the policy of step 4 of 7 is kept: 0.700 (at the end 0.300) by task success")
 
 
 @pytest.fixture(scope="module")

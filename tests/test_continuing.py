@@ -287,7 +287,7 @@ def test_a_policys_supervised_part(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "data.train is null: give a file with --data.train FILE"),
+        ([], "data.train is null: give a file with --data FILE"),
         (["--data", "{new}", "--lambda_sup", "-1"], "lambda_sup is -1.0: expected a finite number >= 0"),
         (
             ["--data", "{new}", "--lambda_sup", "1", "1"],
