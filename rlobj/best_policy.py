@@ -44,6 +44,12 @@ class KeepBest(TrainerCallback):
             self._look(state.global_step, self.unwrap(kwargs["model"]))
         PartialState().wait_for_everyone()
 
+    def look_at_last(self, step: int, policy: nn.Module) -> None:
+        """Judge what a training ended with, where it ended before its last step."""
+        if PartialState().is_main_process and str(step) not in self.found().get("values", {}):
+            self._look(step, policy)
+        PartialState().wait_for_everyone()
+
     def _look(self, step: int, policy: nn.Module) -> None:
         known = self.found()
         value = self.judge(policy)

@@ -90,10 +90,10 @@ _kept: dict[str, KeptStates] = {}
 
 
 def _states_of(policy: PreTrainedModel) -> KeptStates:
-    digest = sha256()
+    digest = sha256(policy.config.to_json_string().encode())
     for name, weights in policy.state_dict().items():
         if weights.data_ptr() not in {p.data_ptr() for p in policy.get_output_embeddings().parameters()}:
-            digest.update(name.encode() + weights.detach().float().cpu().numpy().tobytes())
+            digest.update(f"{name} {weights.dtype}".encode() + weights.detach().float().cpu().numpy().tobytes())
     return _kept.setdefault(digest.hexdigest(), KeptStates())
 
 
@@ -119,11 +119,10 @@ class KeptStates:
         if len(self._kept) + len(new) > self.most:
             self._kept.clear()
             new = list(range(len(keys)))
-        if new:
-            width = int(mask[new].sum(1).max())
-            with _evaluating(encode.__self__):  # type: ignore[attr-defined]
-                states = encode(ids[new, :width], mask[new, :width])
-            self._kept.update((keys[i], state) for i, state in zip(new, states.unbind(), strict=True))
+        with _evaluating(encode.__self__):  # type: ignore[attr-defined]
+            for i in new:  # alone: the last bits of a state must not depend on what else was asked, or a resume would
+                length = int(mask[i].sum())
+                self._kept[keys[i]] = encode(ids[i : i + 1, :length], mask[i : i + 1, :length])[0]
         return torch.stack([self._kept[key] for key in keys])[rows]
 
 

@@ -24,6 +24,7 @@ from rlobj.attribution import (
 )
 from rlobj.intervals import Interval, bootstrap_mean
 from rlobj.progress import bar
+from rlobj.quantising import is_int8
 from rlobj.readings import Reading, word_spans
 from rlobj.runs import atomic_write_json
 from rlobj.subjects import Subject, reply_logps
@@ -100,6 +101,8 @@ def require_captum() -> None:
 def _explain(
     subject: Subject, text: Text, label: str | None, steps: int | None, orders: int | None, by_word: bool
 ) -> Explanation:
+    if is_int8(subject.model):
+        raise ValueError("the model is in 8 bits, which no gradient passes through: explain what it was made from")
     asked = subject.ask(text, label)
     explained = asked.explained
     gradients = integrated_gradients(explained, steps)

@@ -63,7 +63,9 @@ def train(run: Run, lambda_sup: float | str, reward: Any) -> None:
         run.stop_if_asked()
         outputs: dict[str, Any] = {"history": trainer.state.log_history, "warnings": trainer.alarms.told}
         if best is not None:
-            found = best.put_back(trainer.accelerator.unwrap_model(trainer.model))
+            policy = trainer.accelerator.unwrap_model(trainer.model)
+            best.look_at_last(trainer.state.global_step, policy)
+            found = best.put_back(policy)
             outputs |= {"best": found, "says": best_policy.told(found)}
         if config.policy.peft is not None:
             trainer.model = merged(trainer.accelerator.unwrap_model(trainer.model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ class Episodes(Probed):
             self.subject.tokenizer,
             lambda: Rewritten(self.task.make_eval_env(), writings),
             None,
-            sampling_of(self.config),
+            # every episode is played, however long its opening becomes: rows are found by their places
+            replace(sampling_of(self.config), long_prompts="cut"),
             self.seeds,
             [],
             None,

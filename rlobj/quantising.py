@@ -36,6 +36,11 @@ def _quantised_names(model: PreTrainedModel) -> Iterator[str]:
             yield name
 
 
+def is_int8(model: nn.Module) -> bool:
+    """Whether layers of a model compute in 8 bits."""
+    return any(True for _ in _int8_layers(model))
+
+
 def int8_tensors(model: nn.Module) -> dict[str, Tensor]:
     """All that a quantised model holds as tensors for safetensors: of each int8 layer NAME.int8, NAME.scale and
     NAME.bias, of all others their parameters and buffers."""

@@ -91,6 +91,12 @@ def validate_pruning(wanted: Pruning) -> None:
             raise ValueError(f"--method {step!r}{did_you_mean(step, METHODS)}: expected one of {', '.join(METHODS)}")
     if "int8" in wanted.steps[:-1]:
         raise ValueError(f"--method {wanted.method}: int8 comes last, what is in 8 bits is not changed any more")
+    taken_out = [place for place, step in enumerate(wanted.steps) if step in ("heads", "neurons")]
+    if taken_out and any(step in ("magnitude", "layer", "2:4") for step in wanted.steps[: taken_out[-1]]):
+        raise ValueError(
+            f"--method {wanted.method}: heads and neurons come first, since to take them out moves the zeros of the "
+            "others and loses track of them"
+        )
     if not 0 < wanted.amount < 1:
         raise ValueError(f"--amount {wanted.amount}: expected a share above 0 and below 1")
     if "2:4" in wanted.steps and wanted.amount != 0.5:

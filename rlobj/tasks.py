@@ -327,10 +327,10 @@ def _some(population: int, config: RunConfig) -> tuple[list[int], list[int]]:
     """At most `env.eval_episodes` of the numbers below `population` to judge by, and as many others to choose by, in
     rising order; the same for every run of one file."""
     count, order = config.env.eval_episodes, _rows_in_turn(population, population, seed=0)
-    if config.training.keep_best and population <= count:
+    if config.training.keep_best and population < 2 * count:
         raise ValueError(
-            f"env.eval_episodes is {count}, and there are {population} held-out rows: expected fewer, so that some are "
-            "left for training.keep_best to choose by"
+            f"env.eval_episodes is {count}, and there are {population} held-out rows: expected at least twice as many, "
+            "so that as many others are left for training.keep_best to choose by"
         )
     return sorted(order[:count]), sorted(order[count : 2 * count])
 

@@ -126,6 +126,17 @@ def test_rows_to_choose_by_must_be_left(tmp_path: Path, texts: Path, capsys: pyt
     arguments = ["run", "customer-intents", "--data.train", str(texts), "--training.keep_best", "5",
                  "--env.eval_episodes", "24", "--output_dir", str(tmp_path)]  # fmt: skip
     assert main(arguments) == 2
-    assert "env.eval_episodes is 24, and there are 24 held-out rows: expected fewer" in capsys.readouterr().err
+    assert (
+        "env.eval_episodes is 24, and there are 24 held-out rows: expected at least twice as many"
+        in capsys.readouterr().err
+    )
     assert main([*arguments, "--training.keep_best=-1"]) == 2
     assert "training.keep_best is -1: expected a finite number of at least 0" in capsys.readouterr().err
+
+
+def test_a_training_that_ends_before_anything_was_judged_keeps_its_last_policy(tmp_path: Path) -> None:
+    settings = {"training__keep_best": 4, "training__steps": 6, "training__kl_every": 1, "training__kl_limit": 1e-9}
+    run = small_run("customer-service", tmp_path, objective__lambda_sup=0.5, **settings).parent
+    outputs = read_outputs(lambda_directory(run, 0.5))
+    assert outputs["history"][-1]["step"] < 4
+    assert list(outputs["best"]["values"]) == [str(outputs["best"]["step"])]

@@ -181,3 +181,24 @@ def test_another_encoder_keeps_states_of_its_own(policy):
     expected = supervised_losses(other, rows)
     supervised_losses(train_head_only(model), rows)
     assert supervised_losses(train_head_only(other), rows) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_kept_state_does_not_depend_on_what_else_was_asked(policy):
+    """To the last bit: a run that goes on in another process encodes its texts in another company."""
+    model, tokenizer = policy
+    alone, together = (train_head_only(copy.deepcopy(model)) for _ in range(2))
+    together._kept_states = type(together._kept_states)()
+    rows = label_rows(tokenizer, TEXTS, [0] * len(TEXTS), 64)
+    batch = supervised_losses(together, rows)
+    assert [supervised_losses(alone, [row])[0] for row in reversed(rows)] == batch[::-1]
+
+
+def test_states_are_of_an_encoder_and_how_it_computes(policy):
+    model, tokenizer = policy
+    other = as_one_token_policy(
+        make_encoder(tokenizer, WORDS, hidden_size=32, layers=1, heads=4, max_length=64, seed=0)
+    ).eval()
+    other.load_state_dict(model.state_dict())
+    half = copy.deepcopy(model).bfloat16()
+    first, *others = (train_head_only(each)._kept_states for each in (model, other, half))
+    assert first not in others

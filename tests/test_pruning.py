@@ -333,6 +333,7 @@ def test_the_card_of_a_pruned_model_tells_its_own_results(run, tmp_path, monkeyp
     [
         (["--method", "head"], "--method 'head'; did you mean 'heads'?: expected one of magnitude"),
         (["--method", "int8+heads"], "int8 comes last"),
+        (["--method", "2:4+neurons"], "--method 2:4+neurons: heads and neurons come first"),
         (["--amount", "1.5"], "--amount 1.5: expected a share above 0 and below 1"),
         (["--method", "2:4+layer", "--amount", "0.3"], "two of four weights: expected 0.5"),
         (["--method", "heads", "--importance", "size"], "--importance 'size': expected gradient or weights"),
