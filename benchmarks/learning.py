@@ -349,7 +349,7 @@ def draw(found: dict[str, dict[str, list[dict[str, Any]]]], made: dict[str, Prob
     """Mean return in training over seeds, smoothed over WINDOW steps, with bands of 95%."""
     from matplotlib.figure import Figure
 
-    columns = min(len(found), 3)
+    columns = min(len(found), 2)
     lines = -(-len(found) // columns)
     figure = Figure(figsize=(5 * columns, 3.6 * lines), layout="constrained")
     for place, (name, learners) in enumerate(found.items()):
