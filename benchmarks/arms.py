@@ -116,6 +116,12 @@ def shown(values: Sequence[float]) -> str:
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
+def whiskers(interval: Sequence[float | None]) -> list[list[float]] | None:
+    """For matplotlib's errorbar: how far an interval goes below and above its mean; None where it has no ends."""
+    middle, low, high = interval
+    return None if middle is None or low is None or high is None else [[middle - low], [high - middle]]
+
+
 def table(found: Mapping[str, Values], measures: Mapping[str, str]) -> list[str]:
     """A line for each arm.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import WARM_START, Arm, Plan, Values, over_seeds, shown, table
+from arms import WARM_START, Arm, Plan, Values, over_seeds, shown, table, whiskers
 
 from rlobj.intervals import mean_interval_over_seeds
 from rlobj.runs import atomic_write_text
@@ -96,11 +96,12 @@ def draw(found: Mapping[int, Mapping[str, Values]], path: Path) -> None:
     axes = figure.add_subplot()
     for name in next(iter(found.values())):
         points = [mean_interval_over_seeds(arms[name]["accuracy"]) for arms in found.values()]
-        mean, low, high = zip(*points, strict=True)
         style = {WARM_START: "k:", PROBE: "k--"}.get(name, "o-")
-        axes.errorbar(list(found), mean, [[m - a for m, a in zip(mean, low, strict=True)],
-                                          [b - m for m, b in zip(mean, high, strict=True)]], fmt=style, capsize=2,
-                      linewidth=1.2, markersize=4, label=name)  # fmt: skip
+        ends = [[each[0] for each in side] for side in zip(*map(whiskers, points), strict=True)]
+        axes.errorbar(
+            list(found), [point[0] for point in points], ends, fmt=style, capsize=2, linewidth=1.2, markersize=4,
+            label=name,
+        )  # fmt: skip
     for name, (labels, low, high) in PUBLISHED.items():
         axes.plot([labels, labels], [low, high], color="tab:gray", linewidth=5, solid_capstyle="butt")
         axes.annotate(f"published, {name}", (labels, high), fontsize=7, ha="center", va="bottom")

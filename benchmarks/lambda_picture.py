@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
+from arms import whiskers
 from matplotlib.figure import Figure
 
 from rlobj.pictures import COLOURS
@@ -24,7 +24,7 @@ def draw(comparison: Path, path: Path) -> None:
     for place, row in enumerate(summary["lambdas"]):
         x, y = row["mean"]["ell"], row["mean"][measure]
         colour = "black" if row["lambda_sup"] is None else COLOURS[place % len(COLOURS)]
-        axes.errorbar(x[0], y[0], _whiskers(y), _whiskers(x), fmt="o", capsize=2, color=colour, label=row["name"])
+        axes.errorbar(x[0], y[0], whiskers(y), whiskers(x), fmt="o", capsize=2, color=colour, label=row["name"])
     points = summary.get("soup", {}).get("points", {})
     soup = sorted(((point["ell"][0], point[measure][0]) for point in points.values()), key=lambda point: point[0])
     if soup:
@@ -32,11 +32,6 @@ def draw(comparison: Path, path: Path) -> None:
     axes.set(xlabel="ℓ on held-out demonstrations (nats per token)", ylabel=f"{measure} on held-out episodes")
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
-
-
-def _whiskers(interval: Sequence[float | None]) -> list[list[float]] | None:
-    middle, low, high = interval
-    return None if middle is None or low is None or high is None else [[middle - low], [high - middle]]
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import LEARNING, WARM_START, Arm, Plan, Values, differences, over_seeds, table
+from arms import LEARNING, WARM_START, Arm, Plan, Values, differences, over_seeds, table, whiskers
 
 from envs.random_walk import RandomWalkEnv, Walker
 from rlobj.intervals import Interval, mean_interval_over_seeds
@@ -169,10 +169,9 @@ def draw(question: str, found: Mapping[str, Values], path: Path) -> None:
         axes = figure.add_subplot()
         for sign, style, colour in (("β", "s", COLOURS[1]), ("λ", "o", COLOURS[0])):
             for place, name in enumerate(each for each in found if each.startswith(sign)):
-                (x, *x_ends), (y, *y_ends) = _mean(found, name, "ell", WARM_START), _mean(found, name, "return")
-                axes.errorbar(
-                    x, y, _whiskers(y, y_ends), _whiskers(x, x_ends), fmt=style, capsize=2, color=colour, alpha=0.7
-                )
+                lost, earned = _mean(found, name, "ell", WARM_START), _mean(found, name, "return")
+                x, y = lost[0], earned[0]
+                axes.errorbar(x, y, whiskers(earned), whiskers(lost), fmt=style, capsize=2, color=colour, alpha=0.7)
                 # those with all the reward lie close together: one below the other
                 below = -12 - 10 * (place + (sign == "β")) if y > 0.9 else 4
                 axes.annotate(name, (x, y), (4, below), textcoords="offset points", fontsize=8, color=colour)
@@ -181,8 +180,8 @@ def draw(question: str, found: Mapping[str, Values], path: Path) -> None:
         for column, data in enumerate((EXPERT, RANDOM)):
             axes, pairs = figure.add_subplot(1, 2, column + 1), _pairs(question, data)
             for place, (ours, theirs) in enumerate(reversed(pairs.values())):
-                mean, *ends = _mean(found, ours, "return", theirs)
-                axes.errorbar(mean, place, xerr=_whiskers(mean, ends), fmt="o", capsize=2, color=COLOURS[0])
+                gained = _mean(found, ours, "return", theirs)
+                axes.errorbar(gained[0], place, xerr=whiskers(gained), fmt="o", capsize=2, color=COLOURS[0])
             axes.set_yticks(range(len(pairs)), list(reversed(pairs)) if column == 0 else [], fontsize=8)
             axes.axvline(0, color="black", linewidth=0.8)
             axes.set_title(f"ℓ on {data}", fontsize=9)
@@ -194,10 +193,6 @@ def draw(question: str, found: Mapping[str, Values], path: Path) -> None:
 def _mean(found: Mapping[str, Values], name: str, measure: str, beyond: str | None = None) -> Interval:
     less = found[beyond][measure] if beyond else [0.0] * len(found[name][measure])
     return mean_interval_over_seeds([a - b for a, b in zip(found[name][measure], less, strict=True)])
-
-
-def _whiskers(middle: float, ends: Sequence[float]) -> list[list[float]]:
-    return [[middle - ends[0]], [ends[1] - middle]]
 
 
 def main() -> None:

@@ -187,7 +187,7 @@ def recommend(summaries: Sequence[Summary], ell_bound: float) -> tuple[Summary |
     within = [s for s in trained if s.mean.get("ell", (0.0,))[0] <= limit]
     bound = f"an ℓ of at most {ell_bound:g} times the warm start's ({limit:.3g})"
     if not within:
-        return None, f"No λ is recommended: none has {bound}."
+        return None, f"No λ is recommended: none has {bound}. Compare a larger one, or raise --ell_bound."
     best = max(within, key=lambda s: (s.mean[true][0], _size(s.lambda_sup)))
     mean, low, _ = best.mean[true]
     rivals = [s for s in trained if s is not best and not s.mean[true][2] < low]

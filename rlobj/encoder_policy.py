@@ -91,8 +91,9 @@ _kept: dict[str, KeptStates] = {}
 
 def _states_of(policy: PreTrainedModel) -> KeptStates:
     digest = sha256(policy.config.to_json_string().encode())
+    head = {parameter.data_ptr() for parameter in policy.get_output_embeddings().parameters()}
     for name, weights in policy.state_dict().items():
-        if weights.data_ptr() not in {p.data_ptr() for p in policy.get_output_embeddings().parameters()}:
+        if weights.data_ptr() not in head:
             digest.update(f"{name} {weights.dtype}".encode() + weights.detach().float().cpu().numpy().tobytes())
     return _kept.setdefault(digest.hexdigest(), KeptStates())
 
@@ -119,10 +120,11 @@ class KeptStates:
         if len(self._kept) + len(new) > self.most:
             self._kept.clear()
             new = list(range(len(keys)))
-        with _evaluating(encode.__self__):  # type: ignore[attr-defined]
-            for i in new:  # alone: the last bits of a state must not depend on what else was asked, or a resume would
-                length = int(mask[i].sum())
-                self._kept[keys[i]] = encode(ids[i : i + 1, :length], mask[i : i + 1, :length])[0]
+        if new:
+            with _evaluating(encode.__self__):  # type: ignore[attr-defined]
+                for i in new:  # alone: were its last bits those of its batch, a resumed run would end with others
+                    length = int(mask[i].sum())
+                    self._kept[keys[i]] = encode(ids[i : i + 1, :length], mask[i : i + 1, :length])[0]
         return torch.stack([self._kept[key] for key in keys])[rows]
 
 
