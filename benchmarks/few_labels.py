@@ -42,7 +42,7 @@ def plan(folder: Path, seed: int, per_label: int, train: Path, test: Path) -> Pl
         "data.train": train,
         "data.eval": test,
         "data.rows_per_label": per_label,
-        "warm_start.epochs": 40,
+        "warm_start.epochs": min(40, 800 // per_label),
         "warm_start.learning_rate": 0.1,
         "env.eval_episodes": 1000,
         "training.steps": 200,

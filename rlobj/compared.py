@@ -34,6 +34,8 @@ PLAN = "comparison.json"
 """File with what was asked of a comparison."""
 BEST = "best_policy"
 """Folder of the policy with the highest true measure of the recommended λ."""
+FEW_SEEDS = 5
+"""Bootstrap intervals over fewer than so many seeds hold the truth clearly less often than 95%."""
 TRUE_MEASURES = ("success", "accuracy", "return")
 """What a policy is chosen by: the first of them that the environment has."""
 
@@ -196,6 +198,8 @@ def recommend(summaries: Sequence[Summary], ell_bound: float) -> tuple[Summary |
     )
     if math.isnan(low):
         return best, f"{said} One seed cannot tell it from the others: give --seeds 5."
+    if best.seeds < FEW_SEEDS:
+        said = f"{said} {best.seeds} seeds are few: their intervals are narrower than they should be; give --seeds 5."
     if rivals:
         names = "; ".join(s.name for s in rivals)
         return best, f"{said} Not enough seeds to tell it from {names}: their intervals overlap."

@@ -23,8 +23,9 @@ from rlobj.config import RunConfig
 from rlobj.early_stopping import EarlyStopping
 from rlobj.jobs import Engine, Job, Processes, run_arguments
 from rlobj.lambdas import as_lambda, lambda_name
-from rlobj.pipeline import prepare
+from rlobj.pipeline import is_done, prepare
 from rlobj.progress import bar, say
+from rlobj.recipes import load_recipe
 from rlobj.results import lambda_title
 from rlobj.runs import graceful_signals
 from rlobj.soup import cook, ends_of
@@ -93,12 +94,16 @@ def _run_all(comparison: Comparison, shared: Mapping[str, str], engine: Engine, 
     """Give the trials to the engine; return those that failed."""
     trials = [trial for trial in comparison.trials if trial.lambda_sup not in stopping.given_up]
     jobs = {_job(trial, comparison.recipe, shared, comparison.config.name): trial for trial in trials}
-    waiting, failed = list(jobs), []
-    started: list[Trial] = []
-    say(f"{len(trials)} trials, {engine.about}")
+    done = [job for job in jobs if _is_done(job)]
+    waiting, failed = [job for job in jobs if job not in done], []
+    started = [jobs[job] for job in done]
+    before = f", of which {len(done)} are done" if done else ""
+    say(f"{len(trials)} trials{before}" + (f"; {engine.about}" if waiting else ""))
     try:
         with graceful_signals() as stop, ExitStack() as stack:
             table = _LiveTable(trials, stack)
+            for trial in started:
+                table.done(trial)
             while waiting or engine.running:
                 if stop.requested:
                     raise Interrupted(f"stopped; what was done is kept in {comparison.directory}")
@@ -132,6 +137,12 @@ def _job(trial: Trial, recipe: Path, shared: Mapping[str, str], project: str) ->
         "training.project": project,
     }
     return Job(trial.name, run_arguments(recipe, settings), trial.log)
+
+
+def _is_done(job: Job) -> bool:
+    """Whether a process for it would find nothing to do."""
+    _, recipe, *overrides = job.arguments
+    return is_done(load_recipe(recipe, overrides))
 
 
 class _LiveTable:

@@ -22,7 +22,7 @@ from rlobj.intervals import Interval, mean_interval_over_seeds, share_above
 from rlobj.lambdas import lambda_name
 from rlobj.pictures import Picture, Point
 from rlobj.progress import say
-from rlobj.results import WARM_START, lambda_title, policy_curves, policy_history, warnings_of
+from rlobj.results import LIMITS, WARM_START, lambda_title, policy_curves, policy_history, warnings_of
 from rlobj.run_report import samples
 from rlobj.soup import Soup, in_words, taste
 
@@ -239,7 +239,10 @@ def _mean_curves(results: Mapping[Trial, Any]) -> report.Curves:
                 of_lambda.setdefault(point.x, []).append(point.y)
     return {
         title: {
-            name: [Point(step, *mean_interval_over_seeds(values)) for step, values in sorted(steps.items())]
+            name: [
+                Point(step, *np.clip(mean_interval_over_seeds(values), *LIMITS.get(title, (None, None))))
+                for step, values in sorted(steps.items())
+            ]
             for name, steps in lines.items()
         }
         for title, lines in gathered.items()

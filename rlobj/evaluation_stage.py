@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from envs.patience import Patience
 from rlobj.compared import true_measure
+from rlobj.config import RunConfig
 from rlobj.evaluation import Evaluation, evaluate
 from rlobj.grpo_config import sampling_of
 from rlobj.one_run import Run
@@ -27,11 +28,7 @@ def evaluation_of(run: Run, reward: Any, keys: Sequence[str]) -> dict[str, Any]:
     stage = Stage(
         run.directory / "evaluation",
         f"evaluation: {len(run.task.eval_seeds)} episodes never trained on, for each policy",
-        {
-            "policies": list(keys),
-            "env.eval_episodes": run.config.env.eval_episodes,
-            "sampling": asdict(sampling_of(run.config)),
-        },
+        inputs_of(run.config, keys),
         kept=False,
     )
     policies = {
@@ -57,6 +54,15 @@ def evaluation_of(run: Run, reward: Any, keys: Sequence[str]) -> dict[str, Any]:
     if run.main:
         atomic_write_json(run.directory / "summary.json", {"table": outputs["table"]})
     return outputs
+
+
+def inputs_of(config: RunConfig, keys: Sequence[str]) -> dict[str, Any]:
+    """What the evaluation of the policies of the stages with these keys depends on."""
+    return {
+        "policies": list(keys),
+        "env.eval_episodes": config.env.eval_episodes,
+        "sampling": asdict(sampling_of(config)),
+    }
 
 
 def promise(

@@ -17,16 +17,18 @@ import rlobj.policy_stage as policy_stage
 import rlobj.report as report
 import rlobj.reward_stage as reward_stage
 import rlobj.run_report as run_report
+import rlobj.runs as runs
 import rlobj.warm_stage as warm_stage
 from reward_models.hub import require_model
 from rlobj.config import RunConfig, validate
-from rlobj.evaluation_stage import evaluation_of, judge
+from rlobj.evaluation_stage import evaluation_of, inputs_of, judge
 from rlobj.grpo_config import adapter_config, grpo_config
 from rlobj.one_run import Run
 from rlobj.policies import load_tokenizer
 from rlobj.progress import say
-from rlobj.results import config_of
-from rlobj.runs import graceful_signals, read_outputs
+from rlobj.results import config_of, lambda_directory
+from rlobj.runs import graceful_signals, read_outputs, stage_key
+from rlobj.stage_inputs import policy_inputs
 from rlobj.stages import Stage
 from rlobj.tasks import make_task
 
@@ -64,6 +66,18 @@ def prepare(config: RunConfig) -> dict[str, str]:
     if this.trains_reward:
         shared["reward.model"] = str(this.directory / "reward_model")
     return shared
+
+
+def is_done(config: RunConfig) -> bool:
+    """Whether `run` would train nothing, judge nothing and report nothing."""
+    directory = Path(config.output_dir) / config.name
+    keys = {value: stage_key(policy_inputs(config, value)) for value in config.objective.lambdas}
+    evaluation = stage_key(inputs_of(config, list(keys.values())))
+    return (
+        (directory / "report.html").exists()
+        and runs.is_done(directory / "evaluation", evaluation)
+        and all(runs.is_done(lambda_directory(directory, value), key) for value, key in keys.items())
+    )
 
 
 def _check(config: RunConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ CURVES = {
     "entropy": "entropy of the policy, nats per token",
     "objective/lambda_sup": LAMBDA_CURVE,
 }
+LIMITS = {
+    CURVES["environment/success"]: (0.0, 1.0),
+    CURVES["gradient/cosine"]: (-1.0, 1.0),
+    **{CURVES[key]: (0.0, math.inf) for key in ("objective/ell", "gradient/ratio", "entropy")},
+}
+"""Title of a curve -> the values that it can take, where not all."""
 
 
 def lambda_title(lambda_sup: float | str) -> str:
