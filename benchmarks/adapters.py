@@ -25,10 +25,10 @@ import torch
 import transformers.models.bert.modeling_bert  # noqa: F401
 from fit import pretrained
 
-from rlobj.data import load_rows
 from rlobj.fit_config import FitConfig
 from rlobj.fitting import fit
 from rlobj.intervals import mean_interval_over_seeds
+from rlobj.reading import load_rows
 from rlobj.recipes import read_recipe
 from rlobj.runs import atomic_write_json, read_outputs
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from rlobj.cli import main as rlobj
-from rlobj.data import load_rows
 from rlobj.intervals import mean_interval_over_seeds
+from rlobj.reading import load_rows
 
 
 def halves(rows: list[dict[str, Any]], seed: int) -> tuple[set[str], set[str]]:

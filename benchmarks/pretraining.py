@@ -16,13 +16,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlobj.data import load_rows, split_rows
 from rlobj.fit_config import FitConfig, PretrainConfig
 from rlobj.fitting import fit
 from rlobj.intervals import mean_interval_over_seeds
 from rlobj.policies import make_causal, make_tokenizer, save_policy
 from rlobj.pretraining import pretrain
+from rlobj.reading import load_rows
 from rlobj.recipes import read_recipe
+from rlobj.splitting import split_rows
 
 LONGEST = 64
 """Tokens of a text."""

@@ -17,7 +17,6 @@ from reward_models.hub import require_model
 from rlobj import __version__
 from rlobj.continue_config import ContinueConfig, validate_continue
 from rlobj.controllers import Controller
-from rlobj.data import split_rows
 from rlobj.fit_config import FitConfig, FittedConfig, LabelledConfig, learning_rate_of
 from rlobj.fit_data import PARTS, repeated
 from rlobj.fit_tasks import TASKS, Regression, SupervisedTask, TextClassification, TokenClassification, TrainingRows
@@ -32,6 +31,7 @@ from rlobj.progress import say
 from rlobj.rehearsal import RehearsedNetwork, grow_head, load_trained, names_of, speak_in_deviations
 from rlobj.results import lambda_directory, lambda_title
 from rlobj.runs import atomic_write_json, graceful_signals, read_outputs
+from rlobj.splitting import split_rows
 from rlobj.stage_inputs import contents_of, named, weights_of
 from rlobj.stages import Stage, StageRunner
 from rlobj.steering import Steering

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from rlobj import data
 from rlobj.fit_config import LabelledConfig
+from rlobj.reading import Row, load_rows
+from rlobj.splitting import few_per_label, split_rows
 
 T = TypeVar("T")
 HELD_OUT = 0.1
@@ -39,7 +41,7 @@ def three_parts(source: LabelledConfig, load: Callable[[str, int | None], list[T
             parts[part] = load(file, None)
         else:
             share = HELD_OUT if part == "test" or source.test is not None else HELD_OUT / (1 - HELD_OUT)
-            parts["train"], parts[part] = data.split_rows(parts["train"], share, seed)
+            parts["train"], parts[part] = split_rows(parts["train"], share, seed)
     return {part: parts[part] for part in PARTS}
 
 
@@ -71,7 +73,7 @@ def classified(source: LabelledConfig, seed: int) -> tuple[Parts, list[str]]:
         parts[part] = [example for example in parts[part] if example.y not in strange]
     names = sorted({example.y for example in parts["train"]})
     if source.rows_per_label is not None:
-        few = data.few_per_label([example.y for example in parts["train"]], source.rows_per_label, seed)
+        few = few_per_label([example.y for example in parts["train"]], source.rows_per_label, seed)
         parts["train"] = [parts["train"][i] for i in few]
     return parts, names
 
@@ -159,7 +161,7 @@ def plain_texts(file: str, column: str, limit: int | None, only: Mapping[str, An
     Raises:
         ValueError: the column is missing, or every text is empty.
     """
-    rows = data.load_rows(file, limit, only)
+    rows = load_rows(file, limit, only)
     texts = [str(data.column_of(row, column, "text_column", f"row {n} of {file!r}")) for n, row in enumerate(rows)]
     kept = [Example(text, None) for text in texts if text.strip()]
     if not kept:
@@ -167,9 +169,9 @@ def plain_texts(file: str, column: str, limit: int | None, only: Mapping[str, An
     return kept
 
 
-def rows_of(file: str, limit: int | None, source: LabelledConfig) -> list[data.Row]:
+def rows_of(file: str, limit: int | None, source: LabelledConfig) -> list[Row]:
     """Rows of a file that `data.only` keeps."""
-    return data.load_rows(file, limit, source.only)
+    return load_rows(file, limit, source.only)
 
 
 # Augmentation ---------------------------------------------------------------------------------------------------------

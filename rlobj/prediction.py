@@ -15,10 +15,11 @@ from scipy.special import softmax
 
 from rlobj.chat import policy_directory, reply
 from rlobj.chat_format import ChatFormat
-from rlobj.data import Row, column_of, load_rows
+from rlobj.data import column_of
 from rlobj.inference import encode, encode_words, limit_of, logits_of, tags_of
 from rlobj.loading import INT8, kind_of, load_model
 from rlobj.policies import load_tokenizer
+from rlobj.reading import Row, load_rows
 
 AT_ONCE = 1000
 """Rows that are read before they are predicted."""

@@ -20,7 +20,6 @@ from reward_models.hub import require_model
 from rlobj import __version__
 from rlobj.chat_format import IGNORED_LABEL
 from rlobj.controllers import Controller, Measured
-from rlobj.data import split_rows
 from rlobj.fit_config import FitConfig, FittedConfig, PretrainConfig, TaskName, learning_rate_of, validate_pretrain
 from rlobj.fit_data import HELD_OUT, plain_texts
 from rlobj.fit_report import fit_table, write_fit_report
@@ -33,6 +32,7 @@ from rlobj.progress import say
 from rlobj.runs import atomic_write_json, graceful_signals, read_outputs
 from rlobj.schedules import checked_lambda
 from rlobj.self_supervised import MODEL, Batch, CausalNetwork, HiddenRows, MaskedNetwork, Network, performance_of
+from rlobj.splitting import split_rows
 from rlobj.stage_inputs import contents_of, named, weights_of
 from rlobj.stages import Stage, StageRunner
 from rlobj.steering import Steering

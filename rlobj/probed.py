@@ -25,6 +25,7 @@ from rlobj.fit_config import FitConfig
 from rlobj.fit_data import classified, scored
 from rlobj.inference import encode, logits_of
 from rlobj.perturbations import seeded
+from rlobj.reading import load_rows
 from rlobj.recipes import read_recipe
 from rlobj.spelling import did_you_mean
 from rlobj.subjects import MAX_REPLY_TOKENS, Subject
@@ -229,7 +230,7 @@ def probed(
         return Replies(subject, [Row([_up_to_a_reply(messages)]) for messages in data.dialogues(file, limit).messages])
     if subject.kind == "score" and subject.reads_conversations:
         return Pairs(subject, [Row([p["chosen"], p["rejected"]]) for p in data.preference_rows(file, limit)])
-    found = data.load_rows(file, limit)
+    found = load_rows(file, limit)
     rows = [_labelled(row, text_column, label_column, f"row {n} of {file!r}") for n, row in enumerate(found)]
     if subject.kind == "label":
         return Labels(subject, [Row(row.sides, str(row.right).strip(), row.columns) for row in rows], label)

@@ -24,6 +24,7 @@ from rlobj.one_run import Run
 from rlobj.policies import load_tokenizer
 from rlobj.rollout import factory_of, play
 from rlobj.runs import atomic_write_json
+from rlobj.splitting import split_rated
 from rlobj.stage_inputs import reward_inputs, warm_inputs
 from rlobj.stages import Stage
 from rlobj.tasks import HELD_OUT
@@ -75,7 +76,7 @@ def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             f"data.rated has the labels {', '.join(sorted(map(str, names)))} and reward.kwargs.label is {label!r}: "
             "expected the one that is rewarded, such as --reward.kwargs.label good"
         )
-    return data.split_rated(rows, HELD_OUT, run.config.seed)
+    return split_rated(rows, HELD_OUT, run.config.seed)
 
 
 def _train(run: Run, stage: Stage) -> dict[str, Any]:

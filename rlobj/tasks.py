@@ -26,7 +26,9 @@ from rlobj import data
 from rlobj.chat_format import Message
 from rlobj.config import RunConfig
 from rlobj.model_user import ModelUser
+from rlobj.reading import load_rows
 from rlobj.rollout import factory_of
+from rlobj.splitting import few_per_label, repeats, split_pairs, split_rows
 from rlobj.supervised import SupervisedRow, dialogue_rows, label_rows
 from rlobj.validation import TRAIN, environment_class
 
@@ -135,9 +137,9 @@ def _environment(config: RunConfig) -> Task:
 
     def pairs() -> tuple[list[Pair], list[Pair]]:
         if config.data.preferences is not None:
-            return data.split_pairs(data.preference_rows(config.data.preferences, None), HELD_OUT, config.seed)
+            return split_pairs(data.preference_rows(config.data.preferences, None), HELD_OUT, config.seed)
         made = preference_pairs(make_env, config.reward.pairs, seed=config.seed + 1)
-        return data.split_rows(made, HELD_OUT, config.seed)
+        return split_rows(made, HELD_OUT, config.seed)
 
     possible = ceiling(make_env, eval_seeds)
     if possible is not None:
@@ -169,15 +171,15 @@ def _labelled_dialogues(
         if source.eval is not None:
             train, held_out = loaded.messages, data.dialogues(source.eval, source.limit, source.role).messages
         else:
-            train, held_out = data.split_rows(loaded.messages, HELD_OUT, config.seed)
+            train, held_out = split_rows(loaded.messages, HELD_OUT, config.seed)
         facts = {"labelled dialogues": f"{len(train)} to train on, {len(held_out)} held out"}
-        facts |= data.repeats(train, held_out)
+        facts |= repeats(train, held_out)
         return train, held_out, None, facts
     if not has_expert(type(make_env().unwrapped)):
         return [], [], None, {}
     demos = demonstrations(make_env, source.demonstrations, seed=config.seed)
     success = sum(d["success"] for d in demos) / len(demos)
-    learned, kept = data.split_rows(demos, HELD_OUT, config.seed)
+    learned, kept = split_rows(demos, HELD_OUT, config.seed)
     train, held_out = ([d["messages"] for d in part] for part in (learned, kept))
     facts = {"demonstrations": f"{len(train)} to train on, {len(held_out)} held out; {success:.0%} of them succeed"}
     if not config.objective.only_successful:
@@ -229,7 +231,7 @@ def _choices(config: RunConfig) -> Task:
     few = examples
     if source.rows_per_label is not None:
         names = [train.action_names[action] for _, action in examples]
-        few = [examples[i] for i in data.few_per_label(names, source.rows_per_label, config.seed)]
+        few = [examples[i] for i in few_per_label(names, source.rows_per_label, config.seed)]
 
     def rows(tokenizer: PreTrainedTokenizerBase) -> tuple[list[SupervisedRow], list[SupervisedRow]]:
         length = config.policy.max_length
@@ -252,7 +254,7 @@ def _choices(config: RunConfig) -> Task:
         facts={
             "labelled texts": f"{episodes} to be rewarded on, {len(few)} of them with their label for ℓ, "
             f"{held_out.population or len(eval_seeds)} held out, {len(train.action_names)} actions",
-            **(data.repeats(examples, eval_examples) if source.train is not None else {}),
+            **(repeats(examples, eval_examples) if source.train is not None else {}),
         },
     )
 
@@ -288,7 +290,7 @@ def _choice_data(config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     if source.eval is not None:
         held_out = data.labelled_rows(source.eval, *columns, None)
     else:
-        rows, held_out = data.split_rows(rows, HELD_OUT, config.seed)
+        rows, held_out = split_rows(rows, HELD_OUT, config.seed)
         seen = {label for row in rows for _, label in row}
         rows += [row for row in held_out if not {label for _, label in row} <= seen]  # a label's only rows are learned
         held_out = [row for row in held_out if {label for _, label in row} <= seen]
@@ -308,10 +310,10 @@ def _choice_data(config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 def _recommendation_data(config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     source = config.data
     assert source.train is not None
-    rows = data.load_rows(source.train, source.limit)
-    held_out = data.load_rows(source.eval) if source.eval is not None else None
+    rows = load_rows(source.train, source.limit)
+    held_out = load_rows(source.eval) if source.eval is not None else None
     if held_out is None:
-        rows, held_out = data.split_rows(rows, HELD_OUT, config.seed)
+        rows, held_out = split_rows(rows, HELD_OUT, config.seed)
     # the same users click in training and in evaluation: those that the training log tells of
     users = config.env.kwargs.get("click_model") or ClickModel.fit(rows)
     return {"impressions": rows, "click_model": users}, {"impressions": held_out, "click_model": users}
@@ -350,7 +352,7 @@ def _corpus(config: RunConfig) -> Task:
     if source.eval is not None:
         train, held_out = loaded.messages, data.dialogues(source.eval, source.limit, source.role).messages
     else:
-        train, held_out = data.split_rows(loaded.messages, HELD_OUT, config.seed)
+        train, held_out = split_rows(loaded.messages, HELD_OUT, config.seed)
     replies, held_out_replies = data.replies(train), data.replies(held_out)
 
     user = _user(config)
@@ -366,7 +368,7 @@ def _corpus(config: RunConfig) -> Task:
     def pairs() -> tuple[list[Pair], list[Pair]]:
         if config.data.preferences is not None:
             made = data.preference_rows(config.data.preferences, None)
-            return data.split_pairs(made, HELD_OUT, config.seed)
+            return split_pairs(made, HELD_OUT, config.seed)
         return (
             data.mismatched_pairs(replies, config.reward.pairs, config.seed),
             data.mismatched_pairs(held_out_replies, MAX_HELD_OUT_ROWS, config.seed),
@@ -376,7 +378,7 @@ def _corpus(config: RunConfig) -> Task:
     facts = {
         "corpus": f"{len(train)} dialogues with {len(replies)} replies to train on, {len(held_out)} dialogues "
         f"with {len(held_out_replies)} replies held out",
-        **data.repeats(train, held_out),
+        **repeats(train, held_out),
     }
     if loaded.dropped:
         facts["left out"] = f"{loaded.dropped} dialogues: {loaded.why}"

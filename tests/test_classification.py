@@ -20,6 +20,7 @@ from rlobj import data
 from rlobj.encoder_policy import as_one_token_policy
 from rlobj.evaluation import evaluate
 from rlobj.policies import make_encoder, make_tokenizer
+from rlobj.reading import load_rows
 from rlobj.recipes import load_recipe
 from rlobj.results import load_summary
 from rlobj.rollout import Sampling, encode_text, play
@@ -180,7 +181,7 @@ def test_gymnasiums_checker_passes_without_warnings():
 
 def test_the_shipped_data_sets_are_varied():
     for name, labels in (("financial-headlines", 3), ("customer-intents", 12)):
-        rows = data.load_rows(name)
+        rows = load_rows(name)
         assert len({row["text"] for row in rows}) == len(rows) > 500
         counts = [sum(row["label"] == label for row in rows) for label in {row["label"] for row in rows}]
         assert len(counts) == labels

@@ -12,7 +12,9 @@ import pytest
 from pyarrow import parquet
 
 from rlobj import data
+from rlobj.reading import load_rows
 from rlobj.recipes import load_recipe
+from rlobj.splitting import few_per_label, split_pairs, split_rows
 from rlobj.tasks import _rows_in_turn, _some
 
 ROWS = [
@@ -80,24 +82,24 @@ def test_each_format_gives_back_what_was_written(tmp_path, name):
         (tmp_path / "a.jsonl").rename(source)
     else:
         write(source)
-    assert data.load_rows(str(source)) == ROWS
-    assert len(data.load_rows(str(source), 2)) == 2
-    assert data.load_rows(str(source), 100) == ROWS
+    assert load_rows(str(source)) == ROWS
+    assert len(load_rows(str(source), 2)) == 2
+    assert load_rows(str(source), 100) == ROWS
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv"])
 def test_byte_order_mark_and_windows_line_ends_are_no_data(tmp_path, name):
-    assert data.load_rows(write(tmp_path / name, newline="\r\n", bom=True)) == ROWS
+    assert load_rows(write(tmp_path / name, newline="\r\n", bom=True)) == ROWS
 
 
 def test_blank_lines_are_skipped_and_counted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n\n  \n{"a": 2}\n\n{"a": \n')
     with pytest.raises(ValueError, match="line 6 is not JSON"):
-        data.load_rows(str(path))
+        load_rows(str(path))
     table = tmp_path / "a.csv"
     table.write_text("a,b\n\n1,2\n\n")
-    assert data.load_rows(str(table)) == [{"a": "1", "b": "2"}]
+    assert load_rows(str(table)) == [{"a": "1", "b": "2"}]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
@@ -107,17 +109,17 @@ def test_half_a_character_is_replaced_and_a_whole_one_is_not(tmp_path, name):
     text = json.dumps(row, ensure_ascii=True)
     path.write_text(f"[{text}]" if name == "a.json" else text)
     expected = {**row, "text": "cut \ufffd", "next": '\ufffd"x'}
-    assert data.load_rows(str(path)) == [expected]
+    assert load_rows(str(path)) == [expected]
 
 
 def test_a_limit_is_a_sample_of_the_whole_file_in_its_order(tmp_path):
     rows = [{"n": n} for n in range(200)]
     source = jsonl(tmp_path, rows)
-    some = data.load_rows(source, 20)
-    assert some == data.load_rows(source, 20) == sorted(some, key=lambda row: row["n"])
+    some = load_rows(source, 20)
+    assert some == load_rows(source, 20) == sorted(some, key=lambda row: row["n"])
     assert len({row["n"] for row in some}) == 20 and min(some[0]["n"], 199 - some[-1]["n"]) < 50
     assert sum(row["n"] >= 100 for row in some) > 3, "not the first rows alone"
-    assert data.load_rows(source, 200) == data.load_rows(source, 500) == rows
+    assert load_rows(source, 200) == load_rows(source, 500) == rows
 
 
 @pytest.mark.parametrize(
@@ -150,17 +152,17 @@ def test_a_file_that_cannot_be_read_says_where_and_why(tmp_path, name, content, 
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        data.load_rows(str(path))
+        load_rows(str(path))
     assert name in str(error.value)
 
 
 def test_a_source_that_is_no_file_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.jsonl' does not exist"):
-        data.load_rows(str(tmp_path / "nowhere.jsonl"))
+        load_rows(str(tmp_path / "nowhere.jsonl"))
     with pytest.raises(ValueError, match="is a directory"):
-        data.load_rows(str(tmp_path))
+        load_rows(str(tmp_path))
     with pytest.raises(ValueError, match="limit is 0"):
-        data.load_rows(write(tmp_path / "a.jsonl"), 0)
+        load_rows(write(tmp_path / "a.jsonl"), 0)
 
 
 def test_a_data_set_has_a_split_a_limit_and_names_of_classes(tmp_path, monkeypatch):
@@ -174,8 +176,8 @@ def test_a_data_set_has_a_split_a_limit_and_names_of_classes(tmp_path, monkeypat
         return datasets.Dataset.from_dict({"text": list("abcd"), "label": [1, 0, None, -1]}, features=features)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert data.load_rows("somebody/texts", 2) == [{"text": "a", "label": "yes"}, {"text": "b", "label": "no"}]
-    assert data.load_rows("somebody/texts:validation")[2:] == [{"text": text, "label": None} for text in "cd"]
+    assert load_rows("somebody/texts", 2) == [{"text": "a", "label": "yes"}, {"text": "b", "label": "no"}]
+    assert load_rows("somebody/texts:validation")[2:] == [{"text": text, "label": None} for text in "cd"]
     assert asked == [("somebody/texts", "train"), ("somebody/texts", "validation")]
 
     def fails(name, split):
@@ -183,7 +185,7 @@ def test_a_data_set_has_a_split_a_limit_and_names_of_classes(tmp_path, monkeypat
 
     monkeypatch.setattr(datasets, "load_dataset", fails)
     with pytest.raises(ValueError, match=r"neither a file here nor a data set.*ConnectionError: no way to the Hub\)$"):
-        data.load_rows("somebody/texts")
+        load_rows("somebody/texts")
 
 
 # Labelled texts -------------------------------------------------------------------------------------------------------
@@ -363,18 +365,18 @@ def test_mismatched_pairs_never_oppose_equal_texts():
 )
 def test_split_is_disjoint_complete_and_repeatable(n, holdout, expected):
     rows = [f"row {i:03d}" for i in range(n)]
-    training, held_out = data.split_rows(rows, holdout, 5)
+    training, held_out = split_rows(rows, holdout, 5)
     assert len(held_out) == expected
     assert sorted(training + held_out) == rows
     assert training == sorted(training) and held_out == sorted(held_out), "the order of the source is kept"
-    assert data.split_rows(rows, holdout, 5) == (training, held_out)
+    assert split_rows(rows, holdout, 5) == (training, held_out)
     if n > 50:
-        assert data.split_rows(rows, holdout, 6) != (training, held_out)
+        assert split_rows(rows, holdout, 6) != (training, held_out)
 
 
 def test_one_row_cannot_be_split():
     with pytest.raises(ValueError, match="1 row cannot be split"):
-        data.split_rows(["a"], 0.5, 0)
+        split_rows(["a"], 0.5, 0)
 
 
 def test_dialogues_from_turns_of_speakers(tmp_path: Path) -> None:
@@ -394,19 +396,19 @@ def test_pairs_with_the_same_opening_stay_on_one_side() -> None:
         return [{"role": "user", "content": f"q{prompt}"}, {"role": "assistant", "content": f"a{reply}"}]
 
     pairs = [{"chosen": side(p, r), "rejected": side(p, r + 1)} for p in range(20) for r in range(5)]
-    train, held_out = data.split_pairs(pairs, 0.1, seed=3)
+    train, held_out = split_pairs(pairs, 0.1, seed=3)
     assert len(train) == 90
     assert len(held_out) == 10
     assert not {p["chosen"][0]["content"] for p in train} & {p["chosen"][0]["content"] for p in held_out}
     with pytest.raises(ValueError, match="all 5 preference pairs begin in the same way"):
-        data.split_pairs(pairs[:5], 0.1, seed=3)
+        split_pairs(pairs[:5], 0.1, seed=3)
 
 
 def test_few_rows_of_each_label_are_drawn_the_same_way_each_time():
     labels = ["a"] * 20 + ["b"] * 3 + ["c"] * 7
-    few = data.few_per_label(labels, 5, seed=1)
+    few = few_per_label(labels, 5, seed=1)
     assert [labels[i] for i in few] == ["a"] * 5 + ["b"] * 3 + ["c"] * 5 and few == sorted(set(few))
-    assert few == data.few_per_label(labels, 5, seed=1) != data.few_per_label(labels, 5, seed=2)
+    assert few == few_per_label(labels, 5, seed=1) != few_per_label(labels, 5, seed=2)
 
 
 def test_rows_are_used_in_an_order_of_their_own():

@@ -22,9 +22,9 @@ LAYERS = {
         "adapters", "advantages", "alarms", "arguments", "attribution", "callbacks", "checkpoints", "completions",
         "config", "continue_config", "controllers", "critic", "data", "drift", "encoder_policy", "estimators",
         "fit_config", "fit_data", "gradient_probe", "inference", "lambdas", "latency", "loading", "measures",
-        "measuring_trainer", "perturbations", "pictures", "policies", "progress", "pruning", "quantising", "readings",
-        "recipes", "reference", "scoring", "search_space", "sharding", "shrinking", "steering", "trackers",
-        "tracking", "trainer_checks", "trl_fields", "try_reward", "validation",
+        "measuring_trainer", "perturbations", "pictures", "policies", "progress", "pruning", "quantising", "reading",
+        "readings", "recipes", "reference", "scoring", "search_space", "sharding", "shrinking", "splitting", "steering",
+        "trackers", "tracking", "trainer_checks", "trl_fields", "try_reward", "validation",
     ),
     "2 loops": (
         "bad_steps", "best_policy", "dialogue_play", "episodes", "evaluation", "exact", "fit_tasks",
