@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rlobj import __version__
 from rlobj._origin import advice_on
@@ -26,6 +26,12 @@ CALM = {
 }
 """Environment of a run, unless the user set it: libraries read it when they are imported."""
 
+VERBS = {
+    "comparison_verbs": ("compare", "tune", "report"),
+    "model_verbs": ("fit", "pretrain", "predict", "prune", "export", "explain", "probe"),
+    "reward_verbs": ("reward", "try-reward", "judge", "serve-reward"),
+}
+"""Module -> its verbs, each a function of the same name."""
 LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "torch", "transformers", "trl")
 
 USAGE = """\
@@ -97,19 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
 def _dispatch(arguments: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], None]] = {
-        "run": _run, "compare": _compare, "tune": _tune, "report": _report, "chat": _chat, "reward": _reward,
-        "try-reward": _try_reward, "judge": _judge,
-        "serve-reward": _serve_reward, "list": _list, "new-domain": _new_domain,
-        **{verb: _of_models(verb) for verb in ("fit", "pretrain", "predict", "prune", "export", "explain", "probe")},
-        "continue": _of_models("go_on"),
+        "run": _run, "chat": _chat, "list": _list, "new-domain": _new_domain,
+        **{verb: _of(module, verb.replace("-", "_")) for module, names in VERBS.items() for verb in names},
+        "continue": _of("model_verbs", "go_on"),
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -188,188 +186,13 @@ def _run(arguments: list[str]) -> None:
         run(config)
 
 
-def _of_models(verb: str) -> Callable[[list[str]], None]:
-    """A verb of `rlobj.model_verbs`."""
+def _of(module: str, verb: str) -> Callable[[list[str]], None]:
+    """A verb of another module of ours, which is imported when it is called."""
 
     def call(arguments: list[str]) -> None:
-        from rlobj import model_verbs
-
-        getattr(model_verbs, verb)(arguments)
+        getattr(import_module(f"rlobj.{module}"), verb)(arguments)
 
     return call
-
-
-def _compare(arguments: list[str]) -> None:
-    parser = Parser(
-        prog="rlobj compare",
-        description="Train every λ with every seed from one warm start and one reward model, and compare them. The "
-        "same command goes on where it stopped; with another λ or more seeds it trains only those.",
-        epilog="any field of the recipe may follow, as in rlobj run: --training.steps 100",
-        allow_abbrev=False,
-    )
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `rlobj list`, or a YAML file")
-    parser.add_argument(
-        "--lambdas",
-        nargs="+",
-        required=True,
-        metavar="λ",
-        help="0 0.1 1, or 0,0.1,1, or forms such as lagrange:factor=1.1",
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="seeds for each λ (default: 5)")
-    _add_engine(parser)
-    parser.add_argument(
-        "--early_stop",
-        type=float,
-        metavar="FACTOR",
-        help="give up a λ that is not among the best 1/FACTOR on the way (ASHA), such as 3",
-    )
-    parser.add_argument(
-        "--ell_bound",
-        type=float,
-        default=1.25,
-        help="recommend a λ whose ℓ is at most so many times the warm start's (default: 1.25)",
-    )
-    parser.add_argument(
-        "--soup",
-        type=_count,
-        default=0,
-        metavar="N",
-        help="judge N policies between the smallest and the largest λ too, their parameters interpolated",
-    )
-    given, overrides = parser.parse_known_args(arguments)
-    from rlobj.config import validate
-    from rlobj.recipes import load_recipe
-
-    config = load_recipe(given.recipe, overrides)
-    # the arguments of a form hold commas of their own
-    values = [part for text in given.lambdas for part in ([text] if ":" in text else text.split(",")) if part]
-    be_calm()
-    validate(config)
-    from rlobj.comparison import compare
-
-    compare(
-        config,
-        values,
-        given.seeds,
-        ell_bound=given.ell_bound,
-        soup=given.soup,
-        early_stop=given.early_stop,
-        engine=lambda jobs: _engine(given, jobs),
-    )
-
-
-def _tune(arguments: list[str]) -> None:
-    parser = Parser(
-        prog="rlobj tune",
-        description="Search λ together with other parameters through Optuna: the highest true measure among the trials "
-        "whose ℓ is within the bound. The same command goes on where it stopped.",
-        epilog="any field of the recipe may follow, as in rlobj run: --training.steps 100",
-        allow_abbrev=False,
-    )
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `rlobj list`, or a YAML file")
-    parser.add_argument(
-        "--space",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="KEY=VALUES",
-        help="objective.lambda_sup=log:0.01..1 training.num_generations=4..16 training.beta='0|0.01'",
-    )
-    parser.add_argument("--trials", type=int, default=20, help="trials in all (default: 20)")
-    parser.add_argument("--workers", type=int, help="trials at once (default: one for each core; with a GPU, one)")
-    parser.add_argument(
-        "--ell_bound",
-        type=float,
-        default=1.25,
-        help="ℓ of at most so many times the warm start's (default: 1.25)",
-    )
-    given, overrides = parser.parse_known_args(arguments)
-    from rlobj.config import validate
-    from rlobj.recipes import load_recipe
-    from rlobj.search_space import read_space
-
-    config, space = load_recipe(given.recipe, overrides), read_space(given.space)
-    be_calm()
-    validate(config)
-    from rlobj.tuning import tune
-
-    tune(config, space, given.trials, given.workers, given.ell_bound)
-
-
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    """What runs the trials, and how many at once."""
-    parser.add_argument("--workers", type=int, help="trials at once (default: one for each core; with a GPU, one)")
-    parser.add_argument(
-        "--engine",
-        choices=["processes", "ray"],
-        default="processes",
-        help="processes on this machine, or tasks of Ray (default: processes)",
-    )
-    parser.add_argument("--address", help="ray: the cluster's (default: a Ray on this machine)")
-    parser.add_argument("--cpus", type=float, default=1, help="ray: CPUs for each trial (default: 1)")
-    parser.add_argument("--gpus", type=float, default=0, help="ray: GPUs for each trial (default: 0)")
-    parser.add_argument(
-        "--retries", type=int, default=3, help="ray: times that a lost worker's trial is given to another (default: 3)"
-    )
-
-
-def _engine(given: argparse.Namespace, jobs: int) -> Any:
-    from rlobj.jobs import Processes
-    from rlobj.ray_jobs import RayJobs
-
-    if given.engine == "ray":
-        return RayJobs(given.address, given.cpus, given.gpus, given.retries)
-    return Processes(given.workers, jobs)
-
-
-def _report(arguments: list[str]) -> None:
-    parser = Parser(
-        prog="rlobj report",
-        description="Write the report of a run or a comparison again from its results, of a comparison that still runs "
-        "too; of two comparisons, one report that lays them side by side.",
-    )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="what rlobj run or rlobj compare wrote")
-    parser.add_argument("other", metavar="DIR", type=Path, nargs="?", help="a second comparison")
-    given = parser.parse_args(arguments)
-    be_calm()
-    from rlobj.compared import PLAN, find, load_comparison
-    from rlobj.comparison_report import conclude, write_side_by_side
-    from rlobj.pipeline import report_again
-
-    if given.other is not None:
-        path = write_side_by_side(*[find(load_comparison(each)) for each in (given.directory, given.other)])
-        print(f"report   {path}")
-    elif (given.directory / PLAN).exists():
-        conclude(find(load_comparison(given.directory)))
-    else:
-        print(f"report   {report_again(given.directory)}")
-
-
-def _reward(arguments: list[str]) -> None:
-    parser = Parser(
-        prog="rlobj reward",
-        description="Train a recipe's warm start and reward model, and nothing more. rlobj run goes on from there.",
-        epilog="any field of the recipe may follow, as in rlobj run: --reward.pairs 5000",
-        allow_abbrev=False,
-    )
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `rlobj list`, or a YAML file")
-    given, overrides = parser.parse_known_args(arguments)
-    from rlobj.config import validate
-    from rlobj.recipes import load_recipe
-
-    config = load_recipe(given.recipe, ["--reward.kind=trained", *overrides])
-    be_calm()
-    validate(config)
-    if config.reward.model is not None or config.reward.kind != "trained":
-        raise ValueError(
-            f"reward.kind is {config.reward.kind!r} and reward.model {config.reward.model!r}: expected 'trained' and "
-            "null, for there to be a reward model to train"
-        )
-    share_the_cpu()
-    from rlobj.pipeline import prepare
-
-    model = prepare(config)["reward.model"]
-    print(f"\nreward model  {model}\ntry it: rlobj try-reward {model} TEXT; judge it: rlobj judge {model} PAIRS")
 
 
 def _chat(arguments: list[str]) -> None:
@@ -387,94 +210,6 @@ def _chat(arguments: list[str]) -> None:
     from rlobj.chat import talk
 
     talk(given.run, given.policy)
-
-
-def _try_reward(arguments: list[str]) -> None:
-    parser = Parser(
-        prog="rlobj try-reward",
-        description="Score texts with a reward at once, without training.",
-        epilog="A file has a text in each line, or (.jsonl) an object with completion and prompt, or messages; what "
-        "else it holds are columns.",
-    )
-    parser.add_argument("reward", metavar="REWARD", help="a name from `rlobj list rewards`, package.module:name, "
-                        "path/to/file.py:name, or the directory of a reward model")  # fmt: skip
-    parser.add_argument("texts", metavar="TEXT", nargs="*", help="what a policy says")
-    parser.add_argument("--prompt", help="what it answers to")
-    parser.add_argument("--file", help="score the rows of this file")
-    parser.add_argument("--kwargs", metavar="{…}", help="parameters of the reward; one: --kwargs.NAME VALUE")
-    parser.add_argument("--columns", metavar="{…}", help="what else is known of the texts; one: --columns.NAME VALUE")
-    parser.add_argument("--concurrency", type=int, help="calls at the same time")
-    parser.add_argument("--timeout", type=float, help="seconds for one call")
-    from rlobj.try_reward import as_text, read_texts, split_dotted, table, try_reward
-
-    left, values = split_dotted(arguments, ("kwargs", "columns"))
-    given = parser.parse_args(left)
-    columns = values["columns"]
-    texts = [as_text(text, given.prompt, columns) for text in given.texts]
-    texts += read_texts(given.file, given.prompt, columns) if given.file else []
-    if not texts:
-        raise ValueError('nothing to score: rlobj try-reward REWARD "text", or --file FILE')
-    be_calm()
-    scores = try_reward(given.reward, texts, values["kwargs"], concurrency=given.concurrency, timeout=given.timeout)
-    print(table(texts, scores))
-
-
-def _judge(arguments: list[str]) -> None:
-    parser = Parser(
-        prog="rlobj judge",
-        description="What a reward says of preference pairs: accuracy, calibration, dependence on length, speed.",
-    )
-    parser.add_argument("reward", metavar="REWARD", help="a name from `rlobj list rewards`, package.module:name, "
-                        "path/to/file.py:name, or the directory of a reward model")  # fmt: skip
-    parser.add_argument("pairs", metavar="PAIRS", help="file or data set: columns chosen and rejected, maybe prompt")
-    parser.add_argument("--against", metavar="REWARD", help="another reward, to compare with")
-    parser.add_argument("--limit", type=int, help="use so many pairs, drawn at random")
-    parser.add_argument("--output", metavar="FOLDER", help="where judgement.html and judgement.json go "
-                        "(default: runs/judged/REWARD)")  # fmt: skip
-    parser.add_argument("--kwargs", metavar="{…}", help="parameters of the reward; one: --kwargs.NAME VALUE")
-    from rlobj.try_reward import split_dotted
-
-    left, values = split_dotted(arguments, ("kwargs",))
-    given = parser.parse_args(left)
-    be_calm()
-    from reward_models import load_reward
-    from rlobj.data import preference_rows
-    from rlobj.judging import judge, lines, write_judgement
-
-    reward = load_reward(given.reward, values["kwargs"])
-    against = load_reward(given.against) if given.against else None
-    found = judge(reward, preference_rows(given.pairs, given.limit), against)
-    for name, value in lines(found):
-        print(f"{name:<32}{value}")
-    folder = given.output or f"runs/judged/{re.sub('[^0-9A-Za-z_.=-]+', '-', given.reward).strip('-.')}"
-    print(f"\nreport  {write_judgement(found, Path(folder), given.reward, given.pairs)}")
-
-
-def _serve_reward(arguments: list[str]) -> None:
-    parser = Parser(
-        prog="rlobj serve-reward",
-        description="Serve a reward over HTTP, as OpenRLHF's remote_rm_url has it: POST to /get_reward, GET /health.",
-    )
-    parser.add_argument("reward", metavar="REWARD", help="a name from `rlobj list rewards`, package.module:name, "
-                        "path/to/file.py:name, or the directory of a reward model")  # fmt: skip
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=5000)
-    parser.add_argument("--max_request_bytes", type=int, default=16 * 2**20, help="longer requests are refused")
-    parser.add_argument("--kwargs", metavar="{…}", help="parameters of the reward; one: --kwargs.NAME VALUE")
-    from rlobj.try_reward import split_dotted
-
-    left, values = split_dotted(arguments, ("kwargs",))
-    given = parser.parse_args(left)
-    be_calm()
-    from reward_models import load_reward
-
-    try:
-        from reward_models.serving import PATH, serve
-    except ModuleNotFoundError as error:
-        raise ValueError(f"rlobj serve-reward needs {error.name}: pip install 'rlobj[serve]'") from error
-    reward = load_reward(given.reward, values["kwargs"])
-    print(f"serving {given.reward} at http://{given.host}:{given.port}{PATH}; Ctrl-C ends it", flush=True)
-    serve(reward, given.host, given.port, given.max_request_bytes)
 
 
 def _list(arguments: list[str]) -> None:

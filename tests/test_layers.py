@@ -39,7 +39,7 @@ LAYERS = {
         "run_report", "searched", "slimming", "soup", "stage_inputs", "stages", "subjects", "tasks", "tuning",
         "tuning_report", "warm_stage",
     ),
-    "4 verbs": ("cli", "model_verbs", "__main__"),
+    "4 verbs": ("cli", "comparison_verbs", "model_verbs", "reward_verbs", "__main__"),
 }  # fmt: skip
 """A module of layer 0 imports no other module of ours; of the others, none from a higher layer."""
 LAYER_OF = {module: int(layer[0]) for layer, modules in LAYERS.items() for module in modules}
