@@ -34,6 +34,7 @@ SETS: dict[str, dict[str, Any]] = {
         "data.validation": "sentiment/chnsenticorp_zh.dev.jsonl.gz",
         "data.test": "sentiment/chnsenticorp_zh.test.jsonl.gz",
         "data.only.in_train": "false", "policy.max_length": 128, "fit.epochs": 3,
+        "fit.learning_rate": 1e-3,
     },
     "wnut17": {
         "data.train": "ner/wnut17.train.jsonl.gz", "data.validation": "ner/wnut17.dev.jsonl.gz",
@@ -59,7 +60,7 @@ def settings_of(given: argparse.Namespace, name: str) -> dict[str, Any]:
     """The fields of the recipe for one set."""
     settings = {"name": name, "output_dir": given.output_dir, "seed": given.seed, **SETS[name]}
     settings |= {key: given.data / value for key, value in settings.items() if str(value).endswith(".gz")}
-    settings |= {"policy.vocab_size": 8000, "fit.trainer.train_sampling_strategy": "group_by_length"}
+    settings |= {"policy.vocab_size": 8000}
     if given.model is not None:
         settings |= {"policy.model": pretrained(given.model), "fit.learning_rate": given.learning_rate}
     for key, value in (("data.limit", given.limit), ("fit.epochs", given.epochs)):
