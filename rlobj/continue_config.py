@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import yaml
 
+from rlobj.checks import at_least, check_name
 from rlobj.config import ModelConfig, ObjectiveConfig, WarmStartConfig
 from rlobj.controllers import Controller
 from rlobj.fit_config import FitSettings, LabelledConfig, TaskName, check_labelled, check_settings, learning_rate_of
 from rlobj.lambdas import as_lambda
-from rlobj.validation import at_least, check_name
 
 
 @dataclass(frozen=True, slots=True)

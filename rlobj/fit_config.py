@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlobj.checks import at_least, check_data_file, check_model_size, check_name
 from rlobj.config import ModelConfig
 from rlobj.controllers import Controller
 from rlobj.lambdas import as_lambda, needs_labels
 from rlobj.spelling import did_you_mean
 from rlobj.trl_fields import check_trainer_fields
-from rlobj.validation import at_least, check_data_file, check_model_size, check_name
 
 TaskName = Literal["text-classification", "token-classification", "regression", "language-modeling"]
 METRICS: dict[str, tuple[str, ...]] = {

@@ -22,13 +22,13 @@ from rlobj.grpo_config import sampling_of
 from rlobj.long_prompts import fitting_seeds
 from rlobj.one_run import Run
 from rlobj.policies import load_tokenizer
+from rlobj.reward_checks import composed
 from rlobj.rollout import factory_of, play
 from rlobj.runs import atomic_write_json
 from rlobj.splitting import split_rated
 from rlobj.stage_inputs import reward_inputs, warm_inputs
 from rlobj.stages import Stage
 from rlobj.tasks import HELD_OUT
-from rlobj.validation import composed
 
 NORMALISED_ON = 256
 """Episodes of the warm start whose scores make 0 and 1 of a reward model that is normalised."""

@@ -25,18 +25,17 @@ from envs.recommendation import RecommendationEnv
 from rlobj import data
 from rlobj.chat_format import Message
 from rlobj.config import RunConfig
+from rlobj.environment_checks import CLASSIFICATION, DIALOGUE, environment_class
 from rlobj.model_user import ModelUser
 from rlobj.reading import load_rows
 from rlobj.rollout import factory_of
 from rlobj.splitting import few_per_label, repeats, split_pairs, split_rows
 from rlobj.supervised import SupervisedRow, dialogue_rows, label_rows
-from rlobj.validation import TRAIN, environment_class
+from rlobj.validation import TRAIN
 
 Dialogue = list[Message]
 Pair = dict[str, Any]
 MODEL_USER = "model:"
-DIALOGUE = "rlobj/Dialogue-v0"
-CLASSIFICATION = "rlobj/Classification-v0"
 HELD_OUT = 0.1
 """Share of the labelled data kept from training where no evaluation file is given."""
 MAX_HELD_OUT_ROWS = 500

@@ -5,29 +5,28 @@ Every error is a ValueError of one or two lines: the key, its value, what is exp
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
 import os
-import pkgutil
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rlobj.checks import at_least, check_data_file, check_model_size, check_name
+from rlobj.environment_checks import (
+    CLASSIFICATION,
+    DIALOGUE,
+    check_environment,
+    check_environment_kwargs,
+    environment_class,
+    is_choice,
+)
 from rlobj.lambdas import as_lambda, needs_labels
-from rlobj.spelling import did_you_mean
+from rlobj.reward_checks import check_reward, check_reward_function
 from rlobj.trl_fields import check_trl_fields
 
 if TYPE_CHECKING:
-    from reward_models.protocol import Reward
-    from rlobj.config import ModelConfig, PPOConfig, RewardConfig, RunConfig, TrainingConfig
+    from rlobj.config import PPOConfig, RunConfig, TrainingConfig
 
 TRAIN = "train"
 """In objective.sources: the labelled data that the warm start has."""
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
-
-CUSTOMER_SERVICE, MOVIE_BOOKING, CLASSIFICATION, DIALOGUE = (
-    f"rlobj/{name}-v0" for name in ("CustomerService", "MovieBooking", "Classification", "Dialogue")
-)
 
 
 def validate(config: RunConfig) -> RunConfig:
@@ -41,12 +40,12 @@ def validate(config: RunConfig) -> RunConfig:
     _check_lambdas(config.objective.lambdas)
     _check_data(config)
     _check_adapter(config)
-    _check_environment(config.env.id)
-    _check_environment_kwargs(config.env.id, config.env.kwargs)
+    check_environment(config.env.id)
+    check_environment_kwargs(config.env.id, config.env.kwargs)
     _check_policy(config)
-    _check_reward(config)
+    check_reward(config)
     _check_supervision(config)
-    _check_reward_function(config.reward)
+    check_reward_function(config.reward)
     check_trl_fields(config)  # last, with what stands on it: it imports TRL
     _check_batch(config.training)
     if config.training.trackers:
@@ -54,11 +53,6 @@ def validate(config: RunConfig) -> RunConfig:
 
         check_trackers(config.training.trackers)
     return config
-
-
-def check_name(name: str) -> None:
-    if not name.strip() or name in (".", "..") or any(sign in name for sign in "/\\\0"):
-        raise ValueError(f"name is {name!r}: expected the name of a folder, without slashes")
 
 
 def _check_numbers(config: RunConfig) -> None:
@@ -133,11 +127,6 @@ def _check_ppo(ppo: PPOConfig) -> None:
         at_least(f"ppo.{name}", getattr(ppo, name), 0, above=True)
 
 
-def at_least(key: str, value: float, low: float, above: bool = False) -> None:
-    if not math.isfinite(value) or value < low or (above and value == low):
-        raise ValueError(f"{key} is {value}: expected a finite number {'above' if above else 'of at least'} {low}")
-
-
 def _check_lambdas(lambdas: list[float | str]) -> None:
     key = "objective.lambda_sup"
     if not lambdas:
@@ -169,88 +158,6 @@ def _check_data(config: RunConfig) -> None:
         raise ValueError(f"data.eval is {config.data.eval!r} but data.train is null: set --data.train too")
 
 
-def check_data_file(key: str, value: str | None) -> None:
-    """Refuse a file that is empty or is not there; None, and names of data sets, pass."""
-    if value is None:
-        return
-    path = Path(value)
-    if not value.strip():
-        raise ValueError(f"{key} is empty: expected a file or a data set id")
-    if path.is_file() and path.stat().st_size == 0:
-        raise ValueError(f"{key} is {value!r}: the file is empty")
-    if path.suffix.lower() in DATA_SUFFIXES and not path.exists():
-        beside = [str(each) for each in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"{key} is {value!r}: there is no such file{did_you_mean(value, beside)}")
-
-
-def _check_environment(env_id: str) -> None:
-    import gymnasium
-
-    import envs  # noqa: F401  (registers ours)
-    from envs.adapters import ADAPTERS, spec_of
-
-    module, colon, name = env_id.partition(":")
-    if colon and module in ADAPTERS:
-        try:
-            spec_of(env_id)
-        except ImportError as error:
-            raise ValueError(f"env.id is {env_id!r}: {error}") from error
-        return
-    if colon:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"env.id is {env_id!r}: cannot import {module!r} ({error})") from error
-    else:
-        name = env_id
-    known = list(gymnasium.registry)
-    if name not in known:
-        ours = sorted(each for each in known if each.startswith("rlobj/"))
-        hint = did_you_mean(name, ours) or did_you_mean(name, known)
-        raise ValueError(
-            f"env.id is {env_id!r}: not registered with Gymnasium{hint} (ours: {', '.join(ours)}; "
-            f'"module:id" imports a module that registers one; {", ".join(ADAPTERS)}: "library:name")'
-        )
-
-
-def environment_class(env_id: str) -> type:
-    """The class of the environments of this id; `object` where something else makes them."""
-    import gymnasium
-
-    from envs.adapters import spec_of
-
-    spec = spec_of(env_id)
-    if isinstance(spec, str):
-        spec = gymnasium.spec(spec.rpartition(":")[2])  # its module is imported by now
-    entry_point = spec.entry_point
-    made = pkgutil.resolve_name(entry_point) if isinstance(entry_point, str) else entry_point
-    return made if isinstance(made, type) else object
-
-
-def _is_choice(env_id: str) -> bool:
-    """Whether the action is one of several named ones."""
-    from envs.choice import ChoiceEnv
-
-    return issubclass(environment_class(env_id), ChoiceEnv)
-
-
-def _check_environment_kwargs(env_id: str, kwargs: dict[str, Any]) -> None:
-    """Refuse names that a text environment does not take; the values are its own affair."""
-    from envs import TextEnv
-
-    made = environment_class(env_id)
-    if not issubclass(made, TextEnv):
-        return
-    lineage = [each for each in made.__mro__ if issubclass(each, TextEnv) and "__init__" in vars(each)]
-    known = {name for each in lineage for name in inspect.signature(each).parameters} - {"kwargs"}
-    for name in kwargs:
-        if name not in known:
-            raise ValueError(
-                f"unknown key 'env.kwargs.{name}': {env_id} has no such argument{did_you_mean(name, known)} "
-                f"(it has {', '.join(sorted(known))})"
-            )
-
-
 def _check_policy(config: RunConfig) -> None:
     policy, env_id = config.policy, config.env.id
     check_model_size(policy, policy.kind == "causal")
@@ -260,7 +167,7 @@ def _check_policy(config: RunConfig) -> None:
                 f"training.estimator is 'exact', but {env_id} takes replies, which cannot be listed: set "
                 "--training.estimator ppo"
             )
-        if _is_choice(env_id):
+        if is_choice(env_id):
             raise ValueError(f"policy.kind is 'causal', but {env_id} takes labels: set --policy.kind encoder")
         if config.training.max_reply_tokens >= policy.max_length and policy.model is None:
             raise ValueError(
@@ -268,71 +175,13 @@ def _check_policy(config: RunConfig) -> None:
                 f"policy.max_length, {policy.max_length}"
             )
         return
-    if not _is_choice(env_id):
+    if not is_choice(env_id):
         raise ValueError(f"policy.kind is 'encoder', but {env_id} takes replies: set --policy.kind causal")
     if config.data.train is None and env_id == CLASSIFICATION:
         raise ValueError(
             "data.train is null: an encoder policy learns from labelled texts; give them with "
             "--data.train PATH (JSON lines, CSV, or a data set id)"
         )
-
-
-def check_model_size(policy: ModelConfig, causal: bool) -> None:
-    """Refuse a length or size that is not positive, and the size of a new model that cannot be made."""
-    for name in ("hidden_size", "layers", "heads", "vocab_size", "max_length"):
-        at_least(f"policy.{name}", getattr(policy, name), 0, above=True)
-    if policy.model is not None:
-        return
-    # a causal model turns pairs of a head's numbers (rotary positions), so their number is even
-    parts = policy.heads * (2 if causal else 1)
-    if policy.hidden_size % parts:
-        why = "policy.heads × 2" if causal else "policy.heads"
-        raise ValueError(f"policy.hidden_size is {policy.hidden_size}: expected a multiple of {parts} ({why})")
-
-
-def _check_reward(config: RunConfig) -> None:
-    reward = config.reward
-    if reward.kind == "function" and not reward.function and not reward.compose:
-        raise ValueError(
-            "reward.function is null: reward.kind 'function' needs one, such as "
-            "--reward.function mymodule:score (shipped ones: `rlobj list`)"
-        )
-    for name, kind in (("function", "function"), ("model", "trained")):
-        value = getattr(reward, name)
-        if value is not None and reward.kind != kind:
-            raise ValueError(
-                f"reward.{name} is {value!r}, but reward.kind is {reward.kind!r}: set --reward.kind {kind}"
-            )
-    user = config.env.kwargs.get("user")
-    if reward.kind == "environment" and config.env.id == DIALOGUE and user not in (None, "replay"):
-        raise ValueError(
-            f"reward.kind is 'environment', which compares with the corpus's replies, but env.kwargs.user is {user!r}, "
-            "who leads the dialogue elsewhere: set --reward.kind trained or function"
-        )
-    given = config.data.preferences or config.data.rated
-    has_pairs = given is not None or config.env.id in (CUSTOMER_SERVICE, DIALOGUE)
-    if reward.kind == "trained" and reward.model is None and not has_pairs:
-        raise ValueError(
-            f"reward.kind is 'trained', but {config.env.id} gives no preference pairs: set --reward.model, "
-            "--data.preferences, or another --reward.kind"
-        )
-
-
-def composed(reward: RewardConfig) -> Reward:
-    """The reward that reward.compose describes."""
-    from reward_models.compose import compose
-    from reward_models.functions import load_reward
-
-    return compose(
-        reward.compose,
-        lambda name, kwargs: load_reward(
-            name, kwargs, concurrency=reward.concurrency, timeout=reward.timeout, isolated=reward.isolated
-        ),
-    )
-
-
-TRAINED_REWARD_OPTIONS = ("label", "output", "raw", "dtype", "device", "max_tokens")
-"""What reward.kwargs may be where reward.kind is trained: of `reward_models.TrainedReward`."""
 
 
 def _check_adapter(config: RunConfig) -> None:
@@ -344,56 +193,11 @@ def _check_adapter(config: RunConfig) -> None:
         )
 
 
-def _check_reward_function(reward: RewardConfig) -> None:
-    if (reward.on_error == "penalise") != (reward.penalty is not None):
-        raise ValueError(
-            f"reward.on_error is {reward.on_error!r} and reward.penalty is {reward.penalty}: expected a penalty with "
-            "'penalise', and none otherwise"
-        )
-    if reward.penalty is not None and not math.isfinite(reward.penalty):
-        raise ValueError(f"reward.penalty is {reward.penalty}: expected a finite number")
-    for name in ("concurrency", "timeout"):
-        if (value := getattr(reward, name)) is not None:
-            at_least(f"reward.{name}", value, 0, above=True)
-    if reward.isolated and (reward.kind != "function" or reward.timeout is None):
-        raise ValueError(
-            f"reward.isolated is true, reward.kind is {reward.kind!r} and reward.timeout is {reward.timeout}: expected "
-            "--reward.kind function and --reward.timeout SECONDS, after which a call's process is killed"
-        )
-    if reward.compose:
-        if reward.kind != "function" or reward.function is not None:
-            raise ValueError("reward.compose needs reward.kind function, and takes the place of reward.function")
-        try:
-            composed(reward)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"reward.compose: {error}") from error
-    if reward.kind == "trained":
-        at_least("reward.ensemble", reward.ensemble, 1)
-        at_least("reward.kappa", reward.kappa, 0)
-        for name in reward.kwargs:
-            if name not in TRAINED_REWARD_OPTIONS:
-                raise ValueError(
-                    f"reward.kwargs has {name!r}{did_you_mean(name, TRAINED_REWARD_OPTIONS)}: expected options of a "
-                    f"trained reward ({', '.join(TRAINED_REWARD_OPTIONS)}), or a reward.function to give them to"
-                )
-        return
-    if reward.function is None:
-        if reward.kwargs:
-            raise ValueError(f"reward.kwargs is {reward.kwargs}, but there is no reward.function for them: set it too")
-        return
-    from reward_models.functions import load_reward
-
-    try:
-        load_reward(reward.function, reward.kwargs)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"reward.function: {error}") from error
-
-
 def _check_supervision(config: RunConfig) -> None:
     from envs.experts import has_expert
 
     env_id = config.env.id
-    if config.data.train is not None or _is_choice(env_id) or has_expert(environment_class(env_id)):
+    if config.data.train is not None or is_choice(env_id) or has_expert(environment_class(env_id)):
         return
     if env_id == DIALOGUE and not config.env.kwargs.get("prompts"):
         raise ValueError(

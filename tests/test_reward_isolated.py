@@ -20,8 +20,8 @@ from envs.rewards import BadReward, score_episodes
 from reward_models import load_reward
 from rlobj.config import RewardConfig
 from rlobj.policies import load_causal, load_tokenizer
+from rlobj.reward_checks import composed
 from rlobj.trainer import ObjectiveTrainer
-from rlobj.validation import composed
 
 HOME = Path(__file__).parents[1]
 EPISODES = [
