@@ -97,7 +97,7 @@ def _run_all(comparison: Comparison, shared: Mapping[str, str], engine: Engine, 
     done = [job for job in jobs if _is_done(job)]
     waiting, failed = [job for job in jobs if job not in done], []
     started = [jobs[job] for job in done]
-    before = f", of which {len(done)} are done" if done else ""
+    before = f", {len(done)} of them done before" if done else ""
     say(f"{len(trials)} trials{before}" + (f"; {engine.about}" if waiting else ""))
     try:
         with graceful_signals() as stop, ExitStack() as stack:

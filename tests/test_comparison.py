@@ -102,6 +102,7 @@ NAN = math.nan
         ),
         ([summary(0.0, (0.8, 0.7, 0.9)), summary(0.1, (0.8, 0.7, 0.9))], 0.1, "Not enough seeds"),
         ([summary(0.0, (0.8, NAN, NAN), seeds=1)], 0.0, "One seed"),
+        ([summary(0.0, (0.9, 0.85, 0.95), seeds=2)], 0.0, "2 seeds are few"),
         ([summary(0.0, (0.9, 0.8, 1.0), 5.0)], None, "No λ is recommended"),
     ],
 )
@@ -209,9 +210,12 @@ def test_the_warm_start_is_trained_once(compared):
     assert len(warm) == 4
 
 
-def test_another_seed_trains_that_alone_and_is_another(recipe, compared):
+def test_another_seed_trains_that_alone_and_is_another(recipe, compared, capsys):
     before = {path: path.stat().st_mtime_ns for path in compared.rglob("policies/*/model.safetensors")}
+    said = {path: path.read_bytes() for path in compared.rglob("seed-*.log")}
     compare(recipe, [0.0], seeds=2)
+    assert "2 trials, 1 of them done before" in capsys.readouterr().out
+    assert all(path.read_bytes() == text for path, text in said.items()), "no process was started for it"
     after = {path: path.stat().st_mtime_ns for path in compared.rglob("policies/*/model.safetensors")}
     assert len(after) == len(before) + 1
     assert all(after[path] == when for path, when in before.items())
