@@ -20,7 +20,7 @@ from rlobj.inference import BATCH_TOKENS
 from rlobj.readings import Reading
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""Numbers (B,) of right-padded ids (B, T) with their mask (B, T)."""
+"""Numbers (B,) of right-padded ids (B, T) with their mask (B, T); of each token (B, T)."""
 MOST_LOGITS = 2**27
 """Of one forward pass of a policy, whose vocabulary may be large."""
 MOST_STEPS = 1024
@@ -46,11 +46,12 @@ class Gradients:
 class Deletion:
     """How far f falls when words are taken out of the text."""
 
-    words: int
+    words: tuple[int, ...]
+    """those that were named most important, by their number in the text"""
     important: float
-    """those that were named most important"""
+    """without them"""
     random: float
-    """as many at random: the mean"""
+    """without as many at random: the mean"""
     low: float
     high: float
     """between these 95% of the random deletions lie"""
@@ -67,10 +68,23 @@ class Explained:
         reading: the text.
         pad_id: what shorter texts of a batch are filled up with.
         suffix: ids behind the text's, which are no part of what is explained, such as a reply.
+        word: whose first token f is of, where the score is one of each token.
+        filler: what stands in the place of each token of a word that is deleted; None: the word is gone.
     """
 
-    def __init__(self, model: Any, score: Score, reading: Reading, pad_id: int, suffix: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        model: Any,
+        score: Score,
+        reading: Reading,
+        pad_id: int,
+        suffix: Sequence[int] = (),
+        word: int | None = None,
+        filler: int | None = None,
+    ) -> None:
         self.model, self.score, self.reading, self.pad_id, self.suffix = model, score, reading, pad_id, list(suffix)
+        self.word, self.filler = word, filler
+        self.place = None if word is None else reading.words[word].tokens[0]
         self.table = model.get_input_embeddings()
         self.tokens = min(BATCH_TOKENS, MOST_LOGITS // len(self.table.weight)) if suffix else BATCH_TOKENS
         self.ids = torch.tensor([[*reading.ids, *self.suffix]], device=model.device)
@@ -88,7 +102,8 @@ class Explained:
         ids = self.ids.expand(len(embeddings), -1)
         hook = self.table.register_forward_hook(lambda module, given, found: embeddings)
         try:
-            return self.score(ids, torch.ones_like(ids))
+            found = self.score(ids, torch.ones_like(ids))
+            return found if self.place is None else found[:, self.place]
         finally:
             hook.remove()
 
@@ -112,8 +127,13 @@ class Explained:
                 [[*row, *[self.pad_id] * (width - len(row))] for row in filled], device=self.model.device
             )
             mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in filled], device=self.model.device)
-            found[batch] = self.score(ids, mask).float().cpu().numpy()
+            scores = self.score(ids, mask).float().cpu().numpy()
+            found[batch] = scores if self.place is None else scores[:, self.place]
         return found
+
+    def value(self) -> float:
+        """f of the text as it stands."""
+        return float(self.of_ids([self.reading.ids])[0])
 
     @property
     def at_once(self) -> int:
@@ -190,7 +210,8 @@ def _own_random_numbers(seed: int) -> Iterator[None]:
 def deletions(explained: Explained, words: np.ndarray, shares: Sequence[float] = SHARES) -> list[Deletion]:
     """Take the words with the highest attribution out of the text, and as many at random: does f fall further?
 
-    Deleted words are gone, not replaced: the test knows nothing of x′ (comprehensiveness, DeYoung et al. 2020).
+    Deleted words are gone, not replaced: the test knows nothing of x′ (comprehensiveness, DeYoung et al. 2020). Only
+    where f is of one word, whose place has to stay, is there a filler.
 
     Args:
         words: attribution, (W,).
@@ -198,19 +219,20 @@ def deletions(explained: Explained, words: np.ndarray, shares: Sequence[float] =
     """
     reading, count = explained.reading, len(words)
     sizes = sorted({min(max(round(share * count), 1), count - 1) for share in shares} - {0})
-    order = np.argsort(-words, kind="stable")
+    order = np.argsort(-words, kind="stable").tolist()
     rng = np.random.default_rng(0)
     asked = [reading.ids]
     for size in sizes:
-        asked.append(reading.without(order[:size].tolist()))
-        asked += [reading.without(rng.permutation(count)[:size].tolist()) for _ in range(RANDOM_DELETIONS)]
+        gone = [order[:size], *[rng.permutation(count)[:size].tolist() for _ in range(RANDOM_DELETIONS)]]
+        asked += [reading.without(each, explained.filler) for each in gone]
     scores = explained.of_ids(asked)
     found = []
     for number, size in enumerate(sizes):
         falls = scores[0] - scores[1 + number * (RANDOM_DELETIONS + 1) :][: RANDOM_DELETIONS + 1]
         ours, others = float(falls[0]), falls[1:]
         low, high = np.quantile(others, [0.025, 0.975])
-        found.append(Deletion(size, ours, float(others.mean()), float(low), float(high), float((others < ours).mean())))
+        less = float((others < ours).mean())
+        found.append(Deletion(tuple(order[:size]), ours, float(others.mean()), float(low), float(high), less))
     return found
 
 

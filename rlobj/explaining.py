@@ -26,8 +26,8 @@ from rlobj.intervals import Interval, bootstrap_mean
 from rlobj.progress import bar
 from rlobj.quantising import is_int8
 from rlobj.readings import Reading, word_spans
-from rlobj.runs import atomic_write_json
-from rlobj.subjects import Subject, reply_logps
+from rlobj.runs import atomic_write_json, rounded
+from rlobj.subjects import SCORE, Asked, Subject, reply_logps
 from rlobj.try_reward import Text
 
 GRADIENTS, SHAPLEY = "integrated gradients", "Shapley values"
@@ -51,7 +51,10 @@ class Explanation:
 
     what: str
     value: float
+    unit: str
     reading: Reading
+    word: int | None
+    """whose tag it is"""
     gradients: Gradients
     shapley: np.ndarray
     """(W,)"""
@@ -70,22 +73,27 @@ def explain(
     steps: int | None = None,
     orders: int | None = None,
     by_word: bool = False,
+    word: str | None = None,
 ) -> list[Explanation]:
-    """Explain what a model says of each text.
+    """Explain what a model says of each text; of a classifier of tokens, of each entity in it.
 
     Args:
         label: of a classifier (default: the most probable one of each text).
         steps, orders: see `integrated_gradients` and `shapley_values`.
         by_word: of a policy: each word of its reply, too.
+        word: of a classifier of tokens: this word instead of each entity.
 
     Raises:
-        ValueError: captum is not installed, a text has no word, or there is no such label.
+        ValueError: captum is not installed, a text has no word, or there is no such label or word.
     """
     require_captum()
-    found = []
+    if is_int8(subject.model):
+        raise ValueError("the model is in 8 bits, which no gradient passes through: explain what it was made from")
+    found: list[Explanation] = []
     with bar("explaining", len(texts)) as progress:
         for number, text in enumerate(texts, 1):
-            found.append(_explain(subject, text, label, steps, orders, by_word))
+            asked = subject.ask(text, label, word)
+            found += [_explain(subject, each, steps, orders, by_word) for each in asked]
             progress.advance(number)
     return found
 
@@ -98,19 +106,16 @@ def require_captum() -> None:
         raise ValueError(f"rlobj explain needs {error.name}: pip install 'rlobj[explain]'") from error
 
 
-def _explain(
-    subject: Subject, text: Text, label: str | None, steps: int | None, orders: int | None, by_word: bool
-) -> Explanation:
-    if is_int8(subject.model):
-        raise ValueError("the model is in 8 bits, which no gradient passes through: explain what it was made from")
-    asked = subject.ask(text, label)
+def _explain(subject: Subject, asked: Asked, steps: int | None, orders: int | None, by_word: bool) -> Explanation:
     explained = asked.explained
     gradients = integrated_gradients(explained, steps)
     shapley = shapley_values(explained, orders)
     return Explanation(
         asked.what,
         asked.value,
+        asked.unit,
         explained.reading,
+        explained.word,
         gradients,
         shapley,
         agreement(gradients.words, shapley),
@@ -130,7 +135,7 @@ def _reply_words(subject: Subject, explained: Explained, steps: int | None) -> l
             return reply_logps(subject.model, count, ids, mask)[:, list(places)].sum(-1)
 
         one = Explained(subject.model, score, explained.reading, explained.pad_id, explained.suffix)
-        found.append(ReplyWord(said, float(one.of_ids([one.reading.ids])[0]), integrated_gradients(one, steps)))
+        found.append(ReplyWord(said, one.value(), integrated_gradients(one, steps)))
     return found
 
 
@@ -152,7 +157,14 @@ def _words_of(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, list[int]]]
 def headline(deleted: Sequence[Deletion], words: int) -> Deletion | None:
     """The deletion of about SHARE of the words; None of a text of a single word."""
     wanted = max(round(SHARE * words), 1)
-    return min(deleted, key=lambda each: abs(each.words - wanted), default=None)
+    return min(deleted, key=lambda each: abs(len(each.words) - wanted), default=None)
+
+
+def is_unmoved(one: Explanation) -> bool:
+    """Whether next to nothing of a number is owed to the words: less than 0.001 to each, of a score less than a
+    thousandth of it."""
+    least = 1e-3 * (abs(one.value) if one.unit == SCORE else 1.0)
+    return bool(max(np.abs(one.gradients.words).max(), np.abs(one.shapley).max()) < least)
 
 
 def over_texts(found: Sequence[Explanation]) -> dict[str, tuple[Interval, Interval, Interval]]:
@@ -162,6 +174,8 @@ def over_texts(found: Sequence[Explanation]) -> dict[str, tuple[Interval, Interv
     for method in found[0].deletions if found else ():
         each = [headline(one.deletions[method], len(one.reading.words)) for one in found]
         pairs = [(one.important, one.random) for one in each if one is not None]
+        if not pairs:
+            continue
         said[method] = (
             bootstrap_mean([ours for ours, _ in pairs]),
             bootstrap_mean([others for _, others in pairs]),
@@ -194,7 +208,10 @@ def _as_json(one: Explanation) -> dict[str, Any]:
             }
             for i in words
         ],
-        "deletions": {method: [asdict(each) for each in rows] for method, rows in one.deletions.items()},
+        "deletions": {
+            method: [{**asdict(each), "words": [one.reading.said(i) for i in each.words]} for each in rows]
+            for method, rows in one.deletions.items()
+        },
         "reply_words": [
             {
                 "word": each.said,
@@ -215,5 +232,5 @@ def write_explanations(found: Sequence[Explanation], directory: Path, name: str)
     """Write explanation.json and explanation.html; return the latter's path."""
     from rlobj.explanation_page import write_explanation_page
 
-    atomic_write_json(directory / "explanation.json", {"model": name, "texts": as_json(found)})
+    atomic_write_json(directory / "explanation.json", rounded({"model": name, "texts": as_json(found)}))
     return write_explanation_page(directory / "explanation.html", found, name)

@@ -27,6 +27,22 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def paired_difference(gained: int, lost: int, n: int) -> Interval:
+    """Difference of two shares of the same n rows, of which `gained` count in the second alone, `lost` in the first
+    alone, with the interval of Bonett and Price (2012): of some width where no row differs, too.
+
+    d ± z √((p₊ + p₋ − d²) / (n + 2)),   p₊ = (gained + 1) / (n + 2), p₋ = (lost + 1) / (n + 2), d = p₊ − p₋
+
+    Raises:
+        ValueError: not gained, lost ≥ 0 and gained + lost ≤ n with n ≥ 1.
+    """
+    if n < 1 or gained < 0 or lost < 0 or gained + lost > n:
+        raise ValueError(f"{gained} gained and {lost} lost of {n}: expected no less than 0 and together at most n ≥ 1")
+    more, less = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt((more + less - (more - less) ** 2) / (n + 2))
+    return (gained - lost) / n, max(more - less - half, -1.0), min(more - less + half, 1.0)
+
+
 def bootstrap_mean(values: Sequence[float]) -> Interval:
     """Mean and bootstrap percentile interval over episodes; the same for the same values.
 

@@ -166,8 +166,9 @@ def explain(arguments: list[str]) -> None:
     """rlobj explain MODEL TEXT ..."""
     parser = Parser(
         prog="rlobj explain",
-        description="Which words made a model say what it says: a classifier its label, a reward model its score, a "
-        "policy its reply. Integrated gradients and Shapley values, and a test of both by deleting words.",
+        description="Which words made a model say what it says: a classifier its label, one of tokens the tag of each "
+        "entity, a reward model its score, a policy its reply. Integrated gradients and Shapley values, and a test of "
+        "both by deleting words.",
         epilog="A file has a text in each line, or (.jsonl) an object with text and maybe prompt, or messages.",
     )
     parser.add_argument("model", metavar="MODEL", help="a run, such as runs/NAME, or the directory of a model")
@@ -176,7 +177,9 @@ def explain(arguments: list[str]) -> None:
     parser.add_argument("--file", help="explain the rows of this file, too")
     parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
     parser.add_argument("--reward", action="store_true", help="of such a run: its reward model instead")
-    parser.add_argument("--label", help="of a classifier: what speaks for this label (default: the most probable one)")
+    parser.add_argument("--label", help="of a classifier: what speaks for this label or tag (default: the most "
+                        "probable one)")  # fmt: skip
+    parser.add_argument("--word", help="of a classifier of tokens: the tag of this word instead of each entity's first")
     parser.add_argument("--by_word", action="store_true", help="of a policy: each word of the reply, too")
     parser.add_argument("--steps", type=int, help="of the integral (default: 32, doubled until it is exact to 1%%)")
     parser.add_argument(
@@ -200,7 +203,7 @@ def explain(arguments: list[str]) -> None:
             raise ValueError(f"--{name} is {getattr(given, name)}: expected at least 2")
     require_captum()
     directory = find_model(given.model, given.policy, given.reward)
-    found = explain(Subject(directory), texts, given.label, given.steps, given.orders, given.by_word)
+    found = explain(Subject(directory), texts, given.label, given.steps, given.orders, given.by_word, given.word)
     show(found)
     print(f"\nreport  {write_explanations(found, output_of(given, 'explained', directory), str(directory))}")
 

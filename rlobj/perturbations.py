@@ -150,6 +150,17 @@ def script_of(text: str) -> str:
     return found.most_common(1)[0][0] if found else "none"
 
 
+def languages_of(texts: Sequence[str]) -> list[str] | None:
+    """The language of each text by its ISO code, "unsure" where none has a probability of one half, as py3langid
+    guesses; None where that is not installed."""
+    try:
+        from py3langid import langid
+    except ImportError:
+        return None
+    known = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True, min_confidence=0.5)
+    return ["unsure" if said == "und" else said for said, _ in map(known.classify, texts)]
+
+
 # Counterfactuals ------------------------------------------------------------------------------------------------------
 
 

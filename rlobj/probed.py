@@ -92,6 +92,8 @@ class Probed(ABC):
     """what is decided; empty: nothing"""
     counts: bool = True
     """quality is 0 or 1, and more is better; otherwise less is"""
+    has_unit: bool = True
+    """the number is a share, a probability or in nats; a score is not, and is seen beside how it varies over rows"""
     roles: tuple[str, ...] = ("user",)
     """whose words are changed"""
     rows: list[Row]
@@ -138,7 +140,7 @@ class Labels(Probed):
 class Numbers(Probed):
     """A regression."""
 
-    quality, number, counts = "absolute error", "score", False
+    quality, number, counts, has_unit = "absolute error", "score", False, False
 
     def __init__(self, subject: Subject, rows: list[Row]) -> None:
         super().__init__(subject)
@@ -154,6 +156,7 @@ class Pairs(Probed):
     """A reward model."""
 
     quality, number, decision, roles = "accuracy", "score of the chosen", "order", ("user", "assistant")
+    has_unit = False
 
     def __init__(self, subject: Subject, rows: list[Row]) -> None:
         super().__init__(subject)
@@ -215,6 +218,11 @@ def probed(
     Raises:
         ValueError: the rows cannot be judged on, or there are none.
     """
+    if subject.kind == "tag":
+        raise ValueError(
+            f"{subject.directory} gives each word a tag, which stays with its word however the text is written "
+            "otherwise: expected a classifier of texts, a regression, a reward model or a policy (or rlobj explain)"
+        )
     if label is not None and subject.kind != "label":
         raise ValueError(f"--label is {label!r}, but {subject.directory} chooses no label: leave it out")
     limit = limit or (REPLIES if subject.kind == "policy" else ROWS)

@@ -12,20 +12,26 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from rlobj.intervals import Interval, bootstrap_mean, wilson
-from rlobj.perturbations import Change, Exchange, script_of
+from rlobj.intervals import Interval, bootstrap_mean, paired_difference, wilson
+from rlobj.perturbations import Change, Exchange, languages_of, script_of
 from rlobj.probed import Judged, Probed, Row, Writing
 from rlobj.progress import bar
-from rlobj.runs import atomic_write_json
+from rlobj.runs import atomic_write_json, rounded
 
 NONE = (math.nan, math.nan, math.nan)
+LEAST, LEAST_SHARE = 0.01, 0.1
+"""A difference that matters: of what has a unit (shares, probabilities, nats); and of a score, in its standard
+deviations over the rows."""
 FEWEST = 5
 """Rows of a slice that is worth a line."""
 MOST_SLICES = 30
 """Of one kind."""
+MOST_NUMBERS = 10
+"""Different numbers in a column that are slices by themselves; of more, thirds of the rows are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Perturbed:
     """that are written otherwise; the others stay as they are"""
     quality: Interval
     difference: Interval
-    """to the quality of the rows as they stand, paired"""
+    """to the quality of the rows as they stand, paired; NONE where no row is written otherwise"""
     changed: Interval
     """share of the rows on which the decision is another"""
     example: str
@@ -81,6 +87,9 @@ class Probe:
     more_is_better: bool
     number: str
     decision: str
+    least_quality: float
+    least_number: float
+    """differences of quality and number that are smaller do not matter"""
     rows: int
     as_it_stands: Interval
     perturbed: list[Perturbed]
@@ -101,7 +110,8 @@ def probe(model: Probed, changes: dict[str, Change], exchanges: Sequence[Exchang
     missing = next((column for column in by if any(column not in row.columns for row in rows)), None)
     if missing is not None:
         raise ValueError(
-            f"--by {missing}: not all rows have that column (the first has {', '.join(rows[0].columns) or 'none'})"
+            f"--by {missing}: not all rows have that column (the first has {', '.join(rows[0].columns) or 'none'}); "
+            "give FILE, texts with a label or number, with it"
         )
     with bar("probing", 1 + len(changes) + len(exchanges)) as progress:
         plain = model.judge(rows)
@@ -114,11 +124,14 @@ def probe(model: Probed, changes: dict[str, Change], exchanges: Sequence[Exchang
         for exchange in exchanges:
             counterfactuals += _exchanged(model, exchange)
             progress.advance(progress.n + 1)
+    least = LEAST if model.has_unit else LEAST_SHARE * float(np.std(plain.number))
     return Probe(
         model.quality,
         model.counts,
         model.number,
         model.decision,
+        LEAST if model.counts else least,
+        least,
         len(rows),
         _quality(model, plain.quality),
         perturbed,
@@ -133,6 +146,15 @@ def _quality(model: Probed, values: np.ndarray) -> Interval:
         hits = int(values.sum())
         return hits / len(values), *wilson(hits, len(values))
     return bootstrap_mean(values.tolist())
+
+
+def _difference(now: np.ndarray, before: np.ndarray, are_shares: bool) -> Interval:
+    """The mean of a paired difference; of counts, and of shares that nowhere differ, with an interval that has a width
+    where no row differs."""
+    each = now - before
+    if are_shares and len(each) and np.isin(each, (-1, 0, 1)).all():
+        return paired_difference(int((each > 0).sum()), int((each < 0).sum()), len(each))
+    return bootstrap_mean(each.tolist())
 
 
 def _share(hits: Sequence[bool]) -> Interval:
@@ -156,8 +178,8 @@ def _perturbed(model: Probed, plain: Judged, name: str, change: Change) -> Pertu
         name,
         len(other),
         _quality(model, found.quality),
-        bootstrap_mean((found.quality - plain.quality).tolist()),
-        _changed(plain, found),
+        _difference(found.quality, plain.quality, model.counts) if other else NONE,
+        _changed(plain, found) if other else NONE,
         rows[other[0]].text(model.roles) if other else "",
     )
 
@@ -167,23 +189,39 @@ def _perturbed(model: Probed, plain: Judged, name: str, change: Change) -> Pertu
 
 def _slices(model: Probed, plain: Judged, by: Sequence[str]) -> list[Slice]:
     texts = [model.opening(row) for row in model.rows]
-    lengths = np.array([len(text.split()) if " " in text.strip() else len(text) for text in texts])
-    low, high = np.quantile(lengths, [1 / 3, 2 / 3], method="lower")
+    languages = languages_of(texts)
     kinds: dict[str, list[str]] = {
-        "length": [f"≤ {low}" if n <= low else f"≤ {high}" if n <= high else f"> {high}" for n in lengths],
+        "length": _thirds([len(text.split()) if " " in text.strip() else len(text) for text in texts]),
+        **({} if languages is None else {"language": languages}),
         "script": [script_of(text) for text in texts],
-        **{column: [str(row.columns[column]) for row in model.rows] for column in by},
+        **{column: _values([row.columns[column] for row in model.rows]) for column in by},
     }
     if model.decision == "label":
         kinds = {"label": [str(row.right) for row in model.rows], **kinds}
     return [each for kind, names in kinds.items() for each in _slices_of(model, plain, kind, np.array(names))]
 
 
+def _values(values: Sequence[Any]) -> list[str]:
+    """What stands in a column, in words; of many different numbers, the third that each is in."""
+    said = [f"{each:.6g}" if isinstance(each, float) else str(each) for each in values]
+    try:
+        numbers = [float(each) for each in values]
+    except (TypeError, ValueError):
+        return said
+    return _thirds(numbers) if len(set(numbers)) > MOST_NUMBERS and np.isfinite(numbers).all() else said
+
+
+def _thirds(numbers: Sequence[float]) -> list[str]:
+    low, high = np.quantile(numbers, [1 / 3, 2 / 3], method="lower")
+    ends = f"{low:.6g}", f"{high:.6g}"
+    return [f"≤ {ends[0]}" if n <= low else f"≤ {ends[1]}" if n <= high else f"> {ends[1]}" for n in numbers]
+
+
 def _slices_of(model: Probed, plain: Judged, kind: str, names: np.ndarray) -> list[Slice]:
-    """The slices of one kind, the largest of many; none where all rows are in one."""
+    """The slices of one kind, the largest of many; none where no two have enough rows to be compared."""
     found = Counter(names.tolist())
     kept = [(name, names == name) for name, rows in found.most_common(MOST_SLICES) if rows >= FEWEST]
-    if len(found) < 2:
+    if len(kept) < 2:
         return []
     return [
         Slice(kind, str(name), int(inside.sum()), _quality(model, plain.quality[inside]))
@@ -192,9 +230,12 @@ def _slices_of(model: Probed, plain: Judged, kind: str, names: np.ndarray) -> li
 
 
 def _in_order(named: tuple[str, np.ndarray]) -> tuple[bool, float, str]:
-    """Lengths by their number, all else by name."""
-    sign, _, number = named[0].partition(" ")
-    return (sign == ">", float(number), "") if sign in ("≤", ">") and number.isdecimal() else (False, 0.0, named[0])
+    """Numbers by their size, all else by name."""
+    name = named[0]
+    try:
+        return name.startswith(">"), float(name.removeprefix("≤ ").removeprefix("> ")), ""
+    except ValueError:
+        return False, 0.0, name
 
 
 # Counterfactuals ------------------------------------------------------------------------------------------------------
@@ -239,14 +280,14 @@ def _compared(
     model: Probed, exchange: Exchange, how: str, first: list[Row], second: list[Row], control: list[Row] | None = None
 ) -> Counterfactual:
     one, other = model.judge(first), model.judge(second)
-    differences = other.number - one.number
+    sizes = np.abs(other.number - one.number)
     same = model.judge(control) if control is not None else None
     return Counterfactual(
         exchange.name + how,
         exchange.sides,
         len(first),
-        bootstrap_mean(differences.tolist()),
-        bootstrap_mean(np.abs(differences).tolist()),
+        _difference(other.number, one.number, model.counts and model.has_unit),
+        bootstrap_mean(sizes.tolist()),
         _changed(one, other),
         NONE if same is None else bootstrap_mean(np.abs(same.number - one.number).tolist()),
         NONE if same is None else _changed(one, same),
@@ -258,5 +299,5 @@ def write_probe(found: Probe, directory: Path, name: str, data: str) -> Path:
     """Write probe.json and probe.html; return the latter's path."""
     from rlobj.probe_report import write_probe_page
 
-    atomic_write_json(directory / "probe.json", {"model": name, "data": data, **asdict(found)})
+    atomic_write_json(directory / "probe.json", rounded({"model": name, "data": data, **asdict(found)}))
     return write_probe_page(directory / "probe.html", found, name, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from reward_models.trained import as_plain_text
 from reward_models.words import is_ideograph
 from rlobj.chat_format import Message
+from rlobj.inference import encode_words
 
 
 class Word(NamedTuple):
@@ -44,10 +46,11 @@ class Reading:
         """A word as it stands in the text."""
         return self.text[self.words[word].start : self.words[word].end]
 
-    def without(self, words: Collection[int]) -> list[int]:
-        """The ids that are left when words are taken out."""
+    def without(self, words: Collection[int], filler: int | None = None) -> list[int]:
+        """The ids that are left when words are taken out, or with a filler in the place of each of their tokens."""
         gone = {token for word in words for token in self.words[word].tokens}
-        return [token for place, token in enumerate(self.ids) if place not in gone]
+        left = [filler if place in gone else token for place, token in enumerate(self.ids)]
+        return [token for token in left if token is not None]
 
 
 def read_text(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) -> Reading:
@@ -107,6 +110,28 @@ def _reading(
     if not words:
         raise ValueError(f"the text {text[:60]!r} has no word that the model reads: expected at least one")
     return Reading(text, parts, ids, words)
+
+
+def read_words(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) -> Reading:
+    """A text whose words spaces divide, as a classifier of tokens reads it; one with a tag for each of them.
+
+    Raises:
+        ValueError: as `read_text`.
+    """
+    said = [as_plain_text(tokenizer, word) for word in text.split()]
+    ids, begins = encode_words(tokenizer, said, limit)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    tokens: dict[int, list[int]] = {}
+    word = None
+    for place, begun in enumerate(begins):
+        word = word if begun is None else begun
+        if word is not None and (begun is not None or ids[place] not in special):
+            tokens.setdefault(word, []).append(place)
+    if not tokens:
+        raise ValueError(f"the text {text[:60]!r} has no word that the model reads: expected at least one")
+    starts = list(accumulate((len(each) + 1 for each in said), initial=0))
+    words = [Word(starts[i], starts[i] + len(said[i]), tuple(places)) for i, places in tokens.items()]
+    return Reading(" ".join(said), [Part("", 0, starts[-1] - 1)], ids, words)
 
 
 def word_spans(text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:

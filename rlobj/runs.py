@@ -42,6 +42,15 @@ def atomic_write_text(path: str | Path, text: str) -> None:
     _sync(path.parent)
 
 
+def rounded(value: Any) -> Any:
+    """A JSON value with six significant digits in each of its numbers, for people to read."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(each) for key, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def atomic_write_json(path: str | Path, value: Any) -> None:
     """Write JSON, indented. Numbers that are not finite become null: JSON has no NaN."""
     atomic_write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

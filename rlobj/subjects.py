@@ -1,7 +1,7 @@
 """What is explained or probed: a trained model, and the number that it gives a text.
 
-Of a classifier the log-odds of a label, of a regression or reward model its score, of a policy log π(reply | prompt).
-Legend: B rows, T tokens, K labels.
+Of a classifier the log-odds of a label, of one of tokens those of a word's tag, of a regression or reward model its
+score, of a policy log π(reply | prompt). Legend: B rows, T tokens, K labels.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.special import softmax
 from torch import Tensor
 
 from reward_models.trained import NORMALISATION, member_paths
 from rlobj.attribution import Explained, Score
 from rlobj.chat import environment_of, reply
 from rlobj.chat_format import ChatFormat, Message
-from rlobj.inference import limit_of
-from rlobj.prediction import Predictor, model_directory
-from rlobj.readings import Reading, read_messages, read_text
+from rlobj.inference import limit_of, logits_of
+from rlobj.prediction import Predictor, entities_in, model_directory
+from rlobj.readings import Reading, read_messages, read_text, read_words
 from rlobj.spelling import did_you_mean
 from rlobj.try_reward import Text
 
 MAX_REPLY_TOKENS = 40
+LOG_ODDS, LOG_PI, SCORE = "log-odds", "log π", "score"
 
 
 def find_model(given: str, policy: str | None = None, reward: bool = False) -> Path:
@@ -52,6 +55,8 @@ class Asked:
     what: str
     """the number in words"""
     value: float
+    unit: str
+    """LOG_ODDS, LOG_PI or SCORE"""
     reply: str = ""
     """a policy's"""
 
@@ -62,8 +67,6 @@ class Subject:
     Args:
         directory: of the model. A policy in the folder of its run sees what its environment would show it, too.
 
-    Raises:
-        ValueError: a model of a kind that gives a text no number.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -72,11 +75,8 @@ class Subject:
         self.model, self.tokenizer, self.names = loaded.model, loaded.tokenizer, loaded.names
         self.model.requires_grad_(False)
         config = self.model.config
-        self.kind = "policy" if "ForCausalLM" in type(self.model).__name__ else "label"
-        if "ForTokenClassification" in type(self.model).__name__:
-            raise ValueError(
-                f"{directory} gives each word a tag: expected a classifier of texts, a reward model or a policy"
-            )
+        kinds = {"ForCausalLM": "policy", "ForTokenClassification": "tag"}
+        self.kind = next((kind for name, kind in kinds.items() if name in type(self.model).__name__), "label")
         if self.kind == "label" and config.num_labels == 1:
             self.kind = "score"
         # a causal backbone finds the last token by it
@@ -88,42 +88,86 @@ class Subject:
         self.environment = environment_of(run) if run is not None and self.kind == "policy" else None
         self.limit = limit_of(self.model, self.tokenizer)
 
-    def ask(self, text: Text, label: str | None = None) -> Asked:
-        """The number that is explained of one text, and the words that it depends on.
+    def ask(self, text: Text, label: str | None = None, word: str | None = None) -> list[Asked]:
+        """The number that is explained of one text, and the words that it depends on; of a classifier of tokens those
+        of each entity's first word.
 
         Args:
             text: what is said, and maybe what it answers.
             label: of a classifier; None: the most probable one.
+            word: of a classifier of tokens: each place of this word instead of each entity.
 
         Raises:
-            ValueError: no such label, or the text has no word.
+            ValueError: no such label or word, one where the model has none, or the text has no word.
         """
+        if label is not None and self.kind not in ("label", "tag"):
+            raise ValueError(f"--label is {label!r}, but {self.directory} chooses no label: leave it out")
+        if word is not None and self.kind != "tag":
+            raise ValueError(f"--word is {word!r}, but {self.directory} gives words no tags: leave it out")
         if self.kind == "policy":
-            return self._ask_policy(text)
+            return [self._ask_policy(text)]
         reading = self.read(text)
+        if self.kind == "tag":
+            return self._ask_tags(reading, label, word)
         if self.kind == "score":
             fitted = getattr(self.model.config, NORMALISATION, {})
             score: Score = partial(score_of, self.model, fitted)
             what = "score of the reward model" if self.reads_conversations else "score"
         else:
-            number = self._label(reading, label)
+            number = int(self._logits(reading).argmax()) if label is None else self.index_of(label)
             score = partial(log_odds, self.model, number)
             what = f"log-odds of {self.names[number]}"
         explained = Explained(self.model, score, reading, self.tokenizer.pad_token_id)
-        return Asked(explained, what, float(explained.of_ids([reading.ids])[0]))
+        return [Asked(explained, what, explained.value(), SCORE if self.kind == "score" else LOG_ODDS)]
 
     def read(self, text: Text) -> Reading:
-        """What a classifier or reward model reads."""
-        if self.reads_conversations or text.prompt or len(text.completion) > 1:
-            return read_messages(self.tokenizer, [*text.prompt, *text.completion], self.limit, to_be_answered=False)
-        return read_text(self.tokenizer, text.completion[0]["content"], self.limit)
+        """What a classifier or reward model reads.
 
-    def _label(self, reading: Reading, label: str | None) -> int:
-        if label is not None:
-            return self.index_of(label)
-        with torch.inference_mode():
-            ids = torch.tensor([reading.ids], device=self.model.device)
-            return int(self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].argmax())
+        Raises:
+            ValueError: the text has no word, or is a conversation where the model reads none.
+        """
+        if self.reads_conversations:
+            return read_messages(self.tokenizer, [*text.prompt, *text.completion], self.limit, to_be_answered=False)
+        if text.prompt or len(text.completion) > 1:
+            raise ValueError(
+                f"{self.directory} reads single texts, and is given what {text.completion[-1]['content'][:40]!r} "
+                "answers: leave --prompt out, and prompt and messages out of --file"
+            )
+        read = read_words if self.kind == "tag" else read_text
+        return read(self.tokenizer, text.completion[0]["content"], self.limit)
+
+    def _logits(self, reading: Reading) -> np.ndarray:
+        """(K,), or of a classifier of tokens (T, K)."""
+        return logits_of(self.model, self.tokenizer, [reading.ids])[0]
+
+    def _ask_tags(self, reading: Reading, tag: str | None, word: str | None) -> list[Asked]:
+        p = softmax(self._logits(reading)[[each.tokens[0] for each in reading.words]], axis=1)  # (words, K)
+        tags = [self.names[i] for i in p.argmax(1)]
+        pad = self.tokenizer.pad_token_id
+        found = []
+        for i in self._asked_words(reading, tags, p, tag, word):
+            number = self.index_of(tag if tag is not None else tags[i])
+            score = partial(log_odds, self.model, number)
+            filler = pad if self.tokenizer.mask_token_id is None else self.tokenizer.mask_token_id
+            explained = Explained(self.model, score, reading, pad, word=i, filler=filler)
+            what = f"log-odds of {self.names[number]} for word {i + 1}, {reading.said(i)}"
+            found.append(Asked(explained, what, explained.value(), LOG_ODDS))
+        return found
+
+    def _asked_words(
+        self, reading: Reading, tags: list[str], p: np.ndarray, tag: str | None, word: str | None
+    ) -> list[int]:
+        """Where a word stands; or the first word of each entity; or where there is none, the word that is most probably
+        the tag that is asked after, or one."""
+        said = [reading.said(i) for i in range(len(tags))]
+        if word is not None and word not in said:
+            raise ValueError(f"--word is {word!r}: expected a word of {reading.text[:60]!r}{did_you_mean(word, said)}")
+        if word is not None:
+            return [i for i, each in enumerate(said) if each == word]
+        if entities := entities_in(said, tags):
+            return [entity["start"] for entity in entities]
+        likely = p[:, self.index_of(tag)] if tag is not None else 1 - p[:, self.index_of("O")]
+        return [int(likely.argmax())]
 
     def index_of(self, label: str) -> int:
         """A label's number.
@@ -150,7 +194,7 @@ class Subject:
         reading = read_messages(self.tokenizer, messages, room, to_be_answered=True)
         score = partial(reply_logps_sum, self.model, len(suffix))
         explained = Explained(self.model, score, reading, self.tokenizer.pad_token_id, suffix)
-        return Asked(explained, "log π(reply | prompt)", float(explained.of_ids([reading.ids])[0]), said)
+        return Asked(explained, "log π(reply | prompt)", explained.value(), LOG_PI, said)
 
     def opening(self, text: Text) -> tuple[list[Message], str | None]:
         """The messages that a policy answers, and its answer if it is given; a text without a prompt is a user's."""
@@ -168,10 +212,11 @@ class Subject:
 
 
 def log_odds(model: Any, label: int, ids: Tensor, mask: Tensor) -> Tensor:
-    """log p − log (1 − p) of a label, (B,): what the words add up to, where a probability ends at 1."""
-    logp = torch.log_softmax(model(input_ids=ids, attention_mask=mask).logits.float(), dim=-1)
-    others = torch.cat([logp[:, :label], logp[:, label + 1 :]], dim=-1).logsumexp(-1)
-    return logp[:, label] - others
+    """log p − log (1 − p) of a label, (B,), or of a tag for each token, (B, T): what the words add up to, where a
+    probability ends at 1."""
+    logits = model(input_ids=ids, attention_mask=mask).logits.float()
+    others = torch.cat([logits[..., :label], logits[..., label + 1 :]], dim=-1).logsumexp(-1)
+    return logits[..., label] - others
 
 
 def score_of(model: Any, fitted: Mapping[str, float], ids: Tensor, mask: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,20 +14,22 @@ import numpy as np
 import pytest
 import torch
 from small import COLOUR_LABELS, COLOUR_NAMES, TEXTS, colour_classifier, colour_sentence, small_policy, small_reward
-from transformers import BertForTokenClassification
+from transformers import BertForTokenClassification, DataCollatorForTokenClassification
 
 from reward_models.trained import TrainedReward, encode_conversation
 from rlobj.chat_format import ChatFormat
 from rlobj.cli import main
-from rlobj.inference import encode
+from rlobj.encoder_policy import label_head
+from rlobj.inference import encode, encode_words
 from rlobj.policies import load_causal, load_tokenizer, make_encoder, make_encoder_tokenizer, save_policy
-from rlobj.readings import Reading, Word, read_messages, read_text, word_spans
+from rlobj.prediction import Predictor
+from rlobj.readings import Reading, Word, read_messages, read_text, read_words, word_spans
 from rlobj.try_reward import as_text
 
 pytest.importorskip("captum", reason="needs the extra 'explain'")
 
 from rlobj.attribution import Explained, agreement, deletions, integrated_gradients, shapley_values
-from rlobj.explaining import explain, headline
+from rlobj.explaining import explain, headline, over_texts
 from rlobj.explanation_page import AGAINST, FOR, coloured, named, pieces
 from rlobj.subjects import Subject
 
@@ -161,7 +164,8 @@ def test_deletion_counts_what_is_lost() -> None:
     worth = (model.embedding.weight @ model.w).double().numpy()
     lost = np.array([sum(worth[READING.ids[t]] for t in word.tokens) for word in READING.words])
     one, two = deletions(explained, lost, shares=(0.1, 0.9))
-    assert (one.words, two.words) == (1, 2), "one word stays"
+    order = np.argsort(-lost).tolist()
+    assert (one.words, two.words) == ((order[0],), (order[0], order[1])), "one word stays"
     assert one.important == pytest.approx(lost.max(), rel=1e-5)
     assert two.important == pytest.approx(np.sort(lost)[1:].sum(), rel=1e-5)
     assert one.random == pytest.approx(lost.mean(), abs=3 * lost.std() / np.sqrt(200))
@@ -253,12 +257,88 @@ def test_a_reply_is_explained_by_its_prompt(tmp_path) -> None:
     assert greedy.reply and greedy.reading.ids == prompt, "a text without a prompt is a user's"
 
 
-def test_a_tagger_has_no_number_for_a_text(tmp_path) -> None:
-    tokenizer = make_encoder_tokenizer(TEXTS, vocab_size=300, max_length=32)
-    size = {"hidden_size": 16, "layers": 1, "heads": 2, "max_length": 32, "seed": 0}
-    save_policy(make_encoder(tokenizer, ["O", "B-x"], **size, head=BertForTokenClassification), tokenizer, tmp_path)
-    with pytest.raises(ValueError, match="gives each word a tag"):
-        Subject(tmp_path)
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory) -> Path:
+    """An encoder that has learned to tag a thing by the colour before it: B-warm, B-cold, or O where it has none."""
+    rng = random.Random(0)
+    rows = [colour_sentence(rng)[0].split() for _ in range(240)]
+    tokenizer = make_encoder_tokenizer([" ".join(row) for row in rows], vocab_size=330, max_length=48)
+    size = {"hidden_size": 32, "layers": 1, "heads": 2, "max_length": 48, "seed": 0}
+    model = make_encoder(tokenizer, TAGS, **size, head=BertForTokenClassification).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    collate = DataCollatorForTokenClassification(tokenizer)
+    for start in range(0, 16 * 240, 24):
+        batch = [rows[i % 240] for i in range(start, start + 24)]
+        loss = model(**collate([_with_tags(tokenizer, words) for words in batch])).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05, "it has learned the task"
+    path = tmp_path_factory.mktemp("tagger") / "model"
+    save_policy(model, tokenizer, path)
+    return path
+
+
+TAGS = ["O", "B-cold", "B-warm"]
+
+
+def _with_tags(tokenizer: Any, words: list[str]) -> dict[str, Any]:
+    ids, begins = encode_words(tokenizer, words, None)
+    kinds = ["O", *[f"B-{COLOUR_LABELS.get(word, 'none')}" for word in words]]  # of the word before
+    tags = [TAGS.index(kinds[i]) if kinds[i] in TAGS else 0 for i in range(len(words))]
+    return {"input_ids": ids, "labels": [-100 if i is None else tags[i] for i in begins]}
+
+
+def test_each_token_is_of_the_word_that_a_tagger_reads(tagger) -> None:
+    tokenizer = load_tokenizer(tagger)
+    text = "see the  Zanzibarian, 小明 <|end|> now"
+    reading = read_words(tokenizer, text, None)
+    assert reading.ids == encode_words(tokenizer, text.split(), None)[0]
+    said = [reading.said(i) for i in range(len(reading.words))]
+    assert said == ["see", "the", "Zanzibarian,", "小明", "< |end|>", "now"], "no control token"
+    for i, word in enumerate(reading.words):
+        assert tokenizer.decode([reading.ids[t] for t in word.tokens]).replace(" ", "") == said[i].replace(" ", "")
+    assert len({t for word in reading.words for t in word.tokens}) == len(reading.ids) - 2, "but the first and the last"
+    assert reading.without([1], 7) == [7 if t in reading.words[1].tokens else i for t, i in enumerate(reading.ids)]
+    assert len(read_words(tokenizer, text, 6).words) < len(reading.words)
+    with pytest.raises(ValueError, match="has no word that the model reads"):
+        read_words(tokenizer, " ", None)
+
+
+def test_the_word_that_decides_a_tag_is_named(tagger) -> None:
+    rng = random.Random(5)
+    rows = [row for row in (colour_sentence(rng) for _ in range(18)) if COLOUR_LABELS[row[1]] != "none"]
+    subject = Subject(tagger)
+    found = explain(subject, [as_text(text) for text, _ in rows])
+    assert len(found) == len(rows) > 8, "one entity each"
+    predictions = Predictor(tagger)([{"text": text} for text, _ in rows])
+    for one, (text, colour), said in zip(found, rows, predictions, strict=True):
+        (entity,) = said["entities"]
+        place = text.split().index(colour) + 1
+        assert (entity["start"], entity["kind"]) == (place, COLOUR_LABELS[colour]) and one.word == place
+        assert one.what == f"log-odds of B-{entity['kind']} for word {place + 1}, {entity['words'][0]}"
+        logits = subject.model(input_ids=torch.tensor([one.reading.ids])).logits[0, one.reading.words[place].tokens[0]]
+        p = float(torch.softmax(logits.double(), -1)[TAGS.index(f"B-{entity['kind']}")])
+        assert one.value == pytest.approx(np.log(p / (1 - p)), rel=1e-3)
+        assert one.shapley.sum() == pytest.approx(one.gradients.difference, rel=1e-3)
+    for weights in (lambda one: one.gradients.words, lambda one: one.shapley):
+        named = [one.reading.said(int(weights(one).argmax())) for one in found]
+        assert np.mean([a == b for a, (_, b) in zip(named, rows, strict=True)]) >= 0.7
+    for _, _, difference in over_texts(found).values():
+        assert difference[1] > 1, "they matter more than words at random"
+
+
+def test_a_word_of_a_tagger_may_be_asked_after(tagger) -> None:
+    subject = Subject(tagger)
+    text = as_text("see the red box over the box")
+    both = explain(subject, [text], word="box")
+    assert [one.word for one in both] == [3, 6] and both[0].what == "log-odds of B-warm for word 4, box"
+    (warm,), (cold,) = (explain(subject, [as_text("see the red box")], label) for label in (None, "B-cold"))
+    assert warm.word == cold.word == 3 and cold.what == "log-odds of B-cold for word 4, box" and cold.value < warm.value
+    (none,) = explain(subject, [as_text("see the door")])
+    assert none.what.startswith("log-odds of O for word"), "there is no entity"
+    with pytest.raises(ValueError, match=r"--word is 'bos': expected a word of 'see the red box .*did you mean 'box'"):
+        explain(subject, [text], word="bos")
 
 
 # What a person sees ---------------------------------------------------------------------------------------------------
@@ -275,7 +355,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attributes: Any) -> None:
         given = dict(attributes)
         self.links += [value for name, value in given.items() if name in ("src", "href")]
-        self.open = given["class"] if (given.get("class") or "").startswith("w ") else None
+        self.open = given["class"] if "w" in (given.get("class") or "").split() else None
 
     def handle_data(self, data: str) -> None:
         if self.open is not None:
@@ -287,7 +367,8 @@ def test_the_command_line(classifier, tmp_path, capsys) -> None:
     text = "see the red box , <b>please</b>"
     assert main(["explain", str(classifier), text, "--label", "warm", "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "log-odds of warm" in said and "convergence delta" in said and "named by Shapley values" in said
+    assert "log-odds of warm" in said and "(p = 0." in said and "convergence delta" in said
+    assert re.search("✓ integrated gradients: without .*“red”.* the number falls by [0-9]", said), "what is deleted"
     assert "\x1b" not in said, "no colours where there is no terminal"
     page = Page((tmp_path / "out" / "explanation.html").read_text())
     assert page.links == [], "it needs nothing else"
@@ -296,6 +377,26 @@ def test_the_command_line(classifier, tmp_path, capsys) -> None:
     top = max(found["words"], key=lambda word: word["integrated_gradients"])
     assert top["word"] == found["text"][top["start"] : top["end"]] == "red"
     assert found["completeness"].keys() == {"difference", "delta", "steps"}
+    assert found["deletions"]["Shapley values"][0]["words"] == ["red"]
+    numbers = re.findall(r"\d+\.\d+", (tmp_path / "out" / "explanation.json").read_text())
+    assert numbers and max(len(each.replace(".", "").lstrip("0")) for each in numbers) == 6, "significant digits"
+
+
+def test_the_command_line_of_a_tagger(tagger, tmp_path, capsys) -> None:
+    assert main(["explain", str(tagger), "see the red box", "--output", str(tmp_path / "out")]) == 0
+    assert "log-odds of B-warm for word 4, box: " in capsys.readouterr().out
+    page = Page((tmp_path / "out" / "explanation.html").read_text())
+    assert ("red", "w for") in page.words and "box" in [word for word, kinds in page.words if "asked" in kinds]
+
+
+def test_a_model_that_looks_at_no_word_is_told(tmp_path, capsys) -> None:
+    tokenizer = make_encoder_tokenizer(TEXTS, vocab_size=300, max_length=32)
+    model = make_encoder(tokenizer, ["a", "b"], hidden_size=16, layers=1, heads=2, max_length=32, seed=0)
+    label_head(model).weight.data.zero_()
+    save_policy(model, tokenizer, tmp_path / "model")
+    assert main(["explain", str(tmp_path / "model"), TEXTS[0], "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "Has it been trained?" in said and "the number falls by" not in said
 
 
 def test_texts_of_a_file_and_what_they_come_to(reward, tmp_path, capsys) -> None:
@@ -305,8 +406,8 @@ def test_texts_of_a_file_and_what_they_come_to(reward, tmp_path, capsys) -> None
     arguments = ["--reward", "--file", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "out")]
     assert main(["explain", run, *arguments]) == 0
     said = capsys.readouterr().out
-    assert "over 3 texts" in said and "assistant " in said
-    assert "over 3 texts" in (tmp_path / "out" / "explanation.html").read_text()
+    assert "Shapley values, over 3: " in said and "assistant " in said
+    assert "Shapley values, over 3: " in (tmp_path / "out" / "explanation.html").read_text()
 
 
 def test_strength_and_sign_are_told_by_colour_and_line(classifier) -> None:
@@ -335,6 +436,8 @@ def test_what_was_not_read_is_told(reward) -> None:
         ([], "nothing to explain"),
         (["text", "--reward"], "has no reward model"),
         (["text", "--label", "hot"], "has no label 'hot'"),
+        (["text", "--prompt", "hello"], "reads single texts, and is given what 'text' answers: leave --prompt out"),
+        (["text", "--word", "text"], "gives words no tags: leave it out"),
     ],
 )
 def test_errors_say_what_to_do(classifier, capsys, arguments, said) -> None:

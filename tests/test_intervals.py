@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rlobj.intervals import bootstrap_mean, mean_interval_over_seeds, wilson
+from rlobj.intervals import bootstrap_mean, mean_interval_over_seeds, paired_difference, wilson
 
 Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 
@@ -23,6 +23,29 @@ def test_wilson_is_its_formula(k, n):
 def test_wilson_by_hand():
     # 8 of 10: centre (0.8 + 0.19207) / 1.38415 = 0.71674; half 1.95996 / 1.38415 * sqrt(0.016 + 0.0096036) = 0.22658
     assert wilson(8, 10) == pytest.approx((0.49016, 0.94332), abs=1e-4)
+
+
+def test_a_paired_difference_by_hand():
+    # none of 10: both shares 1/12, half 1.95996 * sqrt((1/6) / 12) = 0.23098
+    assert paired_difference(0, 0, 10) == pytest.approx((0, -0.23098, 0.23098), abs=1e-5)
+    # 1 and 4 of 20: 2/22 and 5/22, d = -3/22; half 1.95996 * sqrt((7/22 - 9/484) / 22) = 0.22876
+    assert paired_difference(1, 4, 20) == pytest.approx((-0.15, -0.36512, 0.09240), abs=1e-4)
+    assert paired_difference(0, 3, 3)[:2] == (-1, -1)
+    with pytest.raises(ValueError, match="3 gained and 3 lost of 5"):
+        paired_difference(3, 3, 5)
+
+
+@pytest.mark.parametrize(("gains", "loses"), [(0.01, 0.01), (0.05, 0.02), (0.2, 0.05)])
+def test_a_paired_difference_is_held(gains, loses):
+    """The exact probability that the interval of 40 rows holds the truth, by enumeration."""
+    n, held = 40, 0.0
+    for gained in range(n + 1):
+        for lost in range(n + 1 - gained):
+            _, low, high = paired_difference(gained, lost, n)
+            if low <= gains - loses <= high:
+                ways = math.comb(n, gained) * math.comb(n - gained, lost)
+                held += ways * gains**gained * loses**lost * (1 - gains - loses) ** (n - gained - lost)
+    assert held > 0.94
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 0), (-1, 5), (6, 5)])

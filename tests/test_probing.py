@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import gymnasium
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 from small import COLOUR_LABELS, TEXTS, colour_classifier, colour_sentence, small_policy, small_reward
+from transformers import BertForTokenClassification
 
 from reward_models.trained import TrainedReward
 from rlobj.chat_format import ChatFormat
 from rlobj.cli import main
-from rlobj.intervals import bootstrap_mean, wilson
+from rlobj.intervals import Interval, bootstrap_mean, paired_difference, wilson
 from rlobj.perturbations import (
     Exchange,
+    languages_of,
     paraphrased,
     perturbations,
     read_exchanges,
@@ -27,11 +30,11 @@ from rlobj.perturbations import (
     with_typing_errors,
     without_punctuation,
 )
-from rlobj.policies import load_causal, load_tokenizer
+from rlobj.policies import load_causal, load_tokenizer, make_encoder, make_encoder_tokenizer, save_policy
 from rlobj.probe_report import findings
 from rlobj.probed import Labels, Pairs, Replies, Row, Writing, probed
 from rlobj.probed_episodes import Episodes, Rewritten
-from rlobj.probing import probe
+from rlobj.probing import NONE, Counterfactual, Perturbed, Probe, probe
 from rlobj.subjects import Subject
 
 COLOURS = Exchange("colours", ("cold", "warm"), [("blue", "red"), ("green", "orange")], "a {} thing . ")
@@ -161,12 +164,12 @@ def test_a_classifier_is_probed(classifier, rows) -> None:
     assert right > 57 and found.as_it_stands == (right / 60, *wilson(right, 60))
     by_name = {each.name: each for each in found.perturbed}
     lower, upper = by_name["lower case"], by_name["upper case"]
-    assert lower.rows == 0 and lower.difference == (0, 0, 0) and lower.quality == found.as_it_stands
+    assert lower.rows == 0 and np.isnan(lower.difference).all() and lower.quality == found.as_it_stands
     assert upper.rows == 60 and upper.difference[2] < 0, "it has never seen an upper case letter"
     assert upper.difference[0] == pytest.approx(upper.quality[0] - found.as_it_stands[0])
     assert any("upper case: accuracy is worse" in line for line in findings(found))
     kinds = {each.kind: [s.name for s in found.slices if s.kind == each.kind] for each in found.slices}
-    assert kinds.keys() == {"label", "length", "who"}, "all rows are of one script"
+    assert kinds.keys() - {"language"} == {"label", "length", "who"}, "all rows are of one script"
     assert kinds["label"] == ["cold", "none", "warm"] and kinds["who"] == ["a", "b"]
     assert [name[0] for name in kinds["length"]] == ["≤", "≤", ">"]
     for kind in kinds:
@@ -190,6 +193,64 @@ def test_an_exchange_that_decides_is_found(classifier, rows) -> None:
     assert alike.size[0] < 0.2, "both are warm"
 
 
+def test_only_what_matters_is_named() -> None:
+    def found(difference: Interval, changed: Interval, control: Interval = NONE) -> list[str]:
+        one = Counterfactual("names", ("a", "b"), 50, difference, difference, changed, control, control)
+        written = Perturbed("case", 50, (0.9, 0.8, 0.95), (-0.004, -0.007, -0.001), (0.0, 0.0, 0.07), "")
+        return findings(Probe("accuracy", True, "p", "label", 0.01, 0.01, 50, (0.9, 0.8, 0.95), [written], [], [one]))
+
+    nothing = ["written otherwise: no loss that matters", "words exchanged: no difference that matters"]
+    assert found((2.93e-6, 1e-6, 5e-6), (0.0, 0.0, 0.07))[:-1] == nothing
+    assert found((0.2, -0.1, 0.5), (0.3, 0.2, 0.4), (0.28, 0.18, 0.38))[:-1] == nothing, "as another word of its side"
+    rule = found((0.2, -0.1, 0.5), (0.0, 0.0, 0.07))[-1]
+    assert "does not touch 0) and at least 0.01 in accuracy, 0.01 in p; of 2 comparisons" in rule
+    named = found((-0.02, -0.03, -0.01), (0.3, 0.2, 0.4), (0.05, 0.01, 0.1))[1:-1]
+    assert named == [
+        "names: p is lower by 0.020 [0.010, 0.030] for b than for a words",
+        "names: the label is another in 0.300 [0.200, 0.400] of the rows, with a word of the same side in 0.050 "
+        "[0.010, 0.100]",
+    ]
+    assert len(found((0.0, 0.0, 0.0), (0.3, 0.2, 0.4))) == 3, "without such a word, where it changes at all"
+
+
+def test_where_no_row_differs_it_is_not_claimed_that_none_would(classifier, rows) -> None:
+    model = probed(Subject(classifier), str(rows), classifier, limit=100)
+    found = probe(model, {"a space": lambda text: f"{text} "}, [])
+    (space,) = found.perturbed
+    assert space.rows == 60 and space.changed[0] == 0
+    assert space.difference == paired_difference(0, 0, 60) and space.difference[2] > 0.02
+
+
+def test_a_column_of_many_numbers_is_cut_in_thirds(classifier, rows, tmp_path) -> None:
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    made = [{**row, "age": 0.1 * i + 0.2, "floor": 1 / 3 * (i % 2)} for i, row in enumerate(lines)]
+    (tmp_path / "aged.jsonl").write_text("\n".join(map(json.dumps, made)))
+    model = probed(Subject(classifier), str(tmp_path / "aged.jsonl"), classifier, limit=100)
+    found = probe(model, {}, [], by=["age", "floor"])
+    ages = [(each.name, each.rows) for each in found.slices if each.kind == "age"]
+    assert ages == [("≤ 2.1", 20), ("≤ 4.1", 20), ("> 4.1", 20)]
+    assert [each.name for each in found.slices if each.kind == "floor"] == ["0", "0.333333"]
+
+
+def test_languages_are_guessed(classifier, tmp_path) -> None:
+    pytest.importorskip("py3langid")
+    english = "see the red box over there , my friend"
+    german = "ich möchte mein Geld zurück , bitte , und zwar heute noch"
+    assert languages_of([english, german, "ok", ""]) == ["en", "de", "unsure", "unsure"]
+    texts = [{"text": text, "label": "warm"} for text in [english] * 6 + [german] * 5]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    found = probe(probed(Subject(classifier), str(tmp_path / "rows.jsonl"), classifier), {}, [])
+    assert [(each.name, each.rows) for each in found.slices if each.kind == "language"] == [("de", 5), ("en", 6)]
+
+
+def test_a_tagger_is_not_probed(tmp_path) -> None:
+    tokenizer = make_encoder_tokenizer(TEXTS, vocab_size=300, max_length=32)
+    size = {"hidden_size": 16, "layers": 1, "heads": 2, "max_length": 32, "seed": 0}
+    save_policy(make_encoder(tokenizer, ["O", "B-x"], **size, head=BertForTokenClassification), tokenizer, tmp_path)
+    with pytest.raises(ValueError, match=r"gives each word a tag, .* \(or rlobj explain\)"):
+        probed(Subject(tmp_path), "rows.jsonl", tmp_path)
+
+
 def test_without_a_file_the_test_data_of_its_own_run(classifier, rows, capsys) -> None:
     run = classifier.parent
     (run / "config.yaml").write_text(f"name: colours\ntask: text-classification\ndata: {{train: {rows}}}\n")
@@ -201,6 +262,8 @@ def test_without_a_file_the_test_data_of_its_own_run(classifier, rows, capsys) -
     assert "typing errors" in said and "first names, introduced" in said
     found = json.loads((run / "out" / "probe.json").read_text())
     assert found["rows"] == 6, "a tenth"
+    numbers = re.findall(r"\d+\.\d+", (run / "out" / "probe.json").read_text())
+    assert max(len(each.replace(".", "").lstrip("0")) for each in numbers) == 6, "significant digits"
     page = (run / "out" / "probe.html").read_text()
     assert "<script src" not in page and "this is" in page and "→" in page
 
