@@ -89,8 +89,8 @@ class Explained:
         self.tokens = min(BATCH_TOKENS, MOST_LOGITS // len(self.table.weight)) if suffix else BATCH_TOKENS
         self.ids = torch.tensor([[*reading.ids, *self.suffix]], device=model.device)
         self.word_of = torch.full((self.ids.size(1),), -1)
-        for number, word in enumerate(reading.words):
-            self.word_of[list(word.tokens)] = number
+        for number, each in enumerate(reading.words):
+            self.word_of[list(each.tokens)] = number
         self.word_of = self.word_of.to(model.device)
         with torch.no_grad():
             self.x = self.table(self.ids)  # (1, T, H)

@@ -29,7 +29,7 @@ LEAST = 0.05
 PASSED, FAILED, OPEN = "✓", "✗", "?"
 
 STYLE = f"""<style>
-h1, h2 {{ overflow-wrap: anywhere; }} h3 {{ font-size: 1rem; margin: 1rem 0 .3rem; }}
+main {{ overflow-wrap: break-word; }} h3 {{ font-size: 1rem; margin: 1rem 0 .3rem; }}
 .words {{ line-height: 2.1; white-space: pre-wrap; overflow-wrap: anywhere; }}
 .words .role {{ display: block; line-height: 1.2; margin-top: .5rem; }}
 .w {{ padding: .1em .12em; border-radius: .25em; }}
@@ -38,7 +38,7 @@ h1, h2 {{ overflow-wrap: anywhere; }} h3 {{ font-size: 1rem; margin: 1rem 0 .3re
 .asked {{ outline: 2px solid currentColor; }}
 .unread {{ color: var(--soft); }}
 .checks {{ list-style: none; padding: 0; }} .checks li {{ margin: .3rem 0; }}
-section th[scope=row] {{ white-space: normal; min-width: 7rem; max-width: 40vw; overflow-wrap: break-word; }}
+section th[scope=row] {{ white-space: normal; min-width: 7rem; max-width: 40vw; }}
 section td:nth-child(2).names {{ white-space: normal; text-align: left; min-width: 9rem; }}
 @media (prefers-color-scheme: dark) {{ .for {{ background: rgb({FOR[0]} {FOR[1]} {FOR[2]} / calc(var(--a) / 2)); }}
   .against {{ background: rgb({AGAINST[0]} {AGAINST[1]} {AGAINST[2]} / calc(var(--a) / 2)); }} }}

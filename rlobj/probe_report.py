@@ -18,8 +18,8 @@ CONTROL = "  for comparison"
 EXAMPLE = 180
 """Characters of an example."""
 STYLE = """<style>
-h1, h2 { overflow-wrap: anywhere; }
-th[scope=row] { white-space: normal; min-width: 7rem; max-width: 18rem; overflow-wrap: break-word; }
+main { overflow-wrap: break-word; }
+th[scope=row] { white-space: normal; min-width: 7rem; max-width: 18rem; }
 @media (max-width: 40rem) { th[scope=row] { max-width: 36vw; } }
 dl { overflow-wrap: anywhere; }
 </style>"""

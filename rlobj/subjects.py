@@ -214,7 +214,7 @@ class Subject:
 def log_odds(model: Any, label: int, ids: Tensor, mask: Tensor) -> Tensor:
     """log p − log (1 − p) of a label, (B,), or of a tag for each token, (B, T): what the words add up to, where a
     probability ends at 1."""
-    logits = model(input_ids=ids, attention_mask=mask).logits.float()
+    logits: Tensor = model(input_ids=ids, attention_mask=mask).logits.float()
     others = torch.cat([logits[..., :label], logits[..., label + 1 :]], dim=-1).logsumexp(-1)
     return logits[..., label] - others
 
