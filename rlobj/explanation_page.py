@@ -251,8 +251,8 @@ def _section(one: Explanation, number: int) -> str:
         f"<h3>Shapley values</h3>{_words(one, one.shapley)}"
         + (f"<h3>Each word of the reply</h3>{by_word}" if by_word else "")
         + _list_of(checks(one))
-        + _deletion_table(one)
-        + _word_table(one)
+        + _deletion_table(one, number)
+        + _word_table(one, number)
         + "</section>"
     )
 
@@ -276,7 +276,7 @@ def _words(one: Explanation, attribution: np.ndarray) -> str:
     return f"<div class='words'>{''.join(said)}</div>"
 
 
-def _deletion_table(one: Explanation) -> str:
+def _deletion_table(one: Explanation, number: int) -> str:
     names = ("words deleted", "falls by", "at random", "of these fall less")
     head = "".join(f"<th scope='col'>{name}</th>" for name in names)
     rows = "".join(
@@ -287,21 +287,22 @@ def _deletion_table(one: Explanation) -> str:
         for method, deleted in one.deletions.items()
         for each in deleted
     )
-    return _folded("Deletion", f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody>") if rows else ""
+    return _folded("Deletion", number, head, rows) if rows else ""
 
 
-def _word_table(one: Explanation) -> str:
+def _word_table(one: Explanation, number: int) -> str:
     head = "<th scope='col'>integrated gradients</th><th scope='col'>Shapley values</th>"
     rows = "".join(
         f"<tr><th scope='row'>{escape(named(one.reading, i))}</th><td>{_signed(one, one.gradients.words[i])}</td>"
         f"<td>{_signed(one, one.shapley[i])}</td></tr>"
         for i in np.argsort(-np.abs(one.gradients.words), kind="stable")
     )
-    return _folded("All words", f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody>")
+    return _folded("All words", number, head, rows)
 
 
-def _folded(title: str, table: str) -> str:
+def _folded(title: str, number: int, head: str, rows: str) -> str:
     return (
-        f"<details><summary>{title}</summary><div class='wide' tabindex='0' role='region' aria-label='{title}'>"
-        f"<table>{table}</table></div></details>"
+        f"<details><summary>{title}</summary><div class='wide' tabindex='0' role='region' "
+        f"aria-label='{title}, {number}'><table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        "</div></details>"
     )
