@@ -155,7 +155,7 @@ def write_probe_page(path: Path, found: Probe, name: str, data: str) -> Path:
     """Write one self-contained HTML file; return its path."""
     examples = {
         WRITTEN: {each.name: _short(each.example) for each in found.perturbed if each.example},
-        EXCHANGED: {each.name: _short(each.example, 2 * EXAMPLE) for each in found.counterfactuals},
+        EXCHANGED: {each.name: " → ".join(map(_short, each.example)) for each in found.counterfactuals},
     }
     parts = [STYLE, "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in findings(found)) + "</ul>"]
     for heading, rows in tables(found).items():
@@ -169,6 +169,6 @@ def write_probe_page(path: Path, found: Probe, name: str, data: str) -> Path:
     return write_page(path, f"{name} on {data}", parts)
 
 
-def _short(text: str, width: int = EXAMPLE) -> str:
+def _short(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    return text if len(text) <= EXAMPLE else f"{text[: EXAMPLE - 1]}…"

@@ -76,7 +76,8 @@ class Counterfactual:
     control_size: Interval = NONE
     """size of the difference between two words of one side"""
     control_changed: Interval = NONE
-    example: str = ""
+    example: tuple[str, str] = ("", "")
+    """a row with the first side's words, and with the second's"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +292,7 @@ def _compared(
         _changed(one, other),
         NONE if same is None else bootstrap_mean(np.abs(same.number - one.number).tolist()),
         NONE if same is None else _changed(one, same),
-        f"{first[0].text(model.roles)} → {second[0].text(model.roles)}",
+        (first[0].text(model.roles), second[0].text(model.roles)),
     )
 
 

@@ -35,7 +35,7 @@ def shown(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory):
-    """What a policy and a classifier of one long label look at, with a word that no phone is wide enough for."""
+    """What a policy looks at, in a prompt with a word that no phone is wide enough for."""
     pytest.importorskip("captum", reason="needs the extra 'explain'")
     from rlobj.explaining import explain
     from rlobj.explanation_page import write_explanation_page
