@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rlobj.encoder_policy import is_one_token_policy
+from rlobj.modes import evaluating
 from rlobj.runs import atomic_write_json
 from rlobj.supervised import SupervisedRow, supervised_losses
 
@@ -31,12 +32,9 @@ def write_bad_step(trainer: Any, parameters: list[str]) -> Path | None:
         return None
     rank = f"-process-{trainer.accelerator.process_index}" if trainer.accelerator.num_processes > 1 else ""
     path = folder / f"step-{trainer.state.global_step + 1}{rank}.json"
-    was_training = trainer.model.training
-    with torch.no_grad(), torch.random.fork_rng():
-        trainer.model.eval()
+    with torch.no_grad(), torch.random.fork_rng(), evaluating(trainer.model):
         rows = [row for batch in trainer.micro_batches for row in _rows(trainer, batch)]
         supervised = _supervised(trainer)
-        trainer.model.train(was_training)
     found = {
         "step": trainer.state.global_step + 1,
         "parameters with a gradient that is not finite": parameters,

@@ -98,11 +98,13 @@ def continued(run: str | Path, policy: Path) -> dict[str, Any]:
 
 
 def _rate_of(told: dict[str, Any]) -> float:
-    """The learning rate that the old data were learned with."""
+    """The learning rate that the old data were learned with; after an adapter, whose rate is none for all weights, that
+    of a model that is given."""
     if "env" in told:
         return float(told.get("warm_start", {}).get("learning_rate", WarmStartConfig().learning_rate))
-    settings = FitSettings(learning_rate=told.get("fit", {}).get("learning_rate"))
-    return learning_rate_of(settings, ModelConfig(model=told.get("policy", {}).get("model")))
+    policy = told.get("policy", {})
+    rate = None if policy.get("peft") else told.get("fit", {}).get("learning_rate")
+    return learning_rate_of(FitSettings(learning_rate=rate), ModelConfig(model=policy.get("model")))
 
 
 def validate_continue(config: ContinueConfig) -> None:

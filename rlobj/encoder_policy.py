@@ -9,8 +9,7 @@ stay those of an ordinary `AutoModelForSequenceClassification`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+
+from rlobj.modes import evaluating
 
 
 def as_one_token_policy(classifier: PreTrainedModel) -> PreTrainedModel:
@@ -74,17 +75,6 @@ def left_aligned(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Ten
     return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
-@contextmanager
-def _evaluating(policy: PreTrainedModel) -> Iterator[None]:
-    """Without dropout."""
-    was_training = policy.training
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(was_training)
-
-
 _kept: dict[str, KeptStates] = {}
 """Digest of an encoder -> what it made of texts: all policies of a process that have this encoder share it."""
 
@@ -121,7 +111,7 @@ class KeptStates:
             self._kept.clear()
             new = list(range(len(keys)))
         if new:
-            with _evaluating(encode.__self__):  # type: ignore[attr-defined]
+            with evaluating(encode.__self__):  # type: ignore[attr-defined]
                 for i in new:  # alone: were its last bits those of its batch, a resumed run would end with others
                     length = int(mask[i].sum())
                     self._kept[keys[i]] = encode(ids[i : i + 1, :length], mask[i : i + 1, :length])[0]

@@ -23,6 +23,11 @@ METRICS: dict[str, tuple[str, ...]] = {
 }
 """Task -> what the best epoch may be chosen by; the first one unless fit.metric says another."""
 LESS_IS_BETTER = ("ell", "perplexity", "rmse", "mae")
+ADAPTER_RATES = {"lora": 5e-4, "adalora": 1e-3, "ia3": 3e-3, "prefix": 1e-2, "prompt": 3e-2}
+"""Method of policy.peft -> its usual peak learning rate: far above that of all weights, since what is learned begins at
+nothing and is small. LoRA: Hu et al. 2021, RoBERTa base, 4e-4 to 5e-4; AdaLoRA: Zhang et al. 2023, 5e-4 to 2.2e-3; IA3:
+Liu et al. 2022; prefix: Liu et al. 2021 (P-tuning v2), BERT, 5e-3 to 1e-2; prompt: peft's guide (the 0.3 of Lester et
+al. 2021 is Adafactor's)."""
 AUGMENTATIONS = ("drop", "swap", "synonyms")
 
 
@@ -57,7 +62,8 @@ class FitSettings:
     epochs: float = 5.0
     """passes over the training data"""
     learning_rate: float | None = None
-    """peak learning rate; null: 2e-5 for a model that is given, 2e-3 for a new one"""
+    """peak learning rate; null: 2e-5 for a model that is given, 2e-3 for a new one, and with policy.peft what is usual
+    for its method: lora 5e-4, adalora 1e-3, ia3 3e-3, prefix 1e-2, prompt 3e-2"""
     batch_size: int = 32
     """rows in one optimiser step, of each process"""
     metric: str | None = None
@@ -155,9 +161,12 @@ def metric_of(config: FitConfig) -> str:
 
 
 def learning_rate_of(settings: FitSettings, policy: ModelConfig) -> float:
-    """The peak learning rate: BERT's for what is pretrained (Devlin et al. 2019), more for what begins with nothing."""
+    """The peak learning rate: BERT's for what is pretrained (Devlin et al. 2019), more for what begins with nothing: a
+    new model, or an adapter."""
     if settings.learning_rate is not None:
         return settings.learning_rate
+    if isinstance(policy, FittedConfig) and policy.peft is not None:
+        return ADAPTER_RATES.get(policy.peft.get("method"), 2e-5)
     return 2e-3 if policy.model is None else 2e-5
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_models.trained import as_plain_text, context_length
+from rlobj.modes import evaluating
 
 BATCH_TOKENS = 8192
 """Tokens of one forward pass, padding counted."""
@@ -52,8 +53,6 @@ def logits_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]
 ) -> list[np.ndarray]:
     """Logits of each row of ids: (K,) of a classifier of texts, (T, K) of one of tokens."""
-    was_training = model.training
-    model.eval()
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     while order:
@@ -62,10 +61,10 @@ def logits_of(
         width = max(max(len(rows[i]) for i in batch), 1)
         ids = torch.tensor([[*rows[i], *[tokenizer.pad_token_id] * (width - len(rows[i]))] for i in batch])
         mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in batch])
-        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+        with evaluating(model):
+            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
         for i, each in zip(batch, logits.float().cpu().numpy(), strict=True):
             found[i] = each[: len(rows[i])] if each.ndim == 2 else each
-    model.train(was_training)
     return found
 
 

@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 
 from rlobj.encoder_policy import action_logits, is_one_token_policy
 from rlobj.evaluation import sequence_kl
+from rlobj.modes import evaluating
 from rlobj.trajectories import Rollouts, Trajectory
 
 GAIN, MOST_ERROR = 0.1, 0.2
@@ -162,9 +163,8 @@ class WarmStartKL(TrainerCallback, ExportableState):
             return
         self.due = step + self.every
         policy = trainer.accelerator.unwrap_model(trainer.model)
-        was_training = policy.training
-        kl = sequence_kl(policy.eval(), reference, trajectories)
-        policy.train(was_training)
+        with evaluating(policy):
+            kl = sequence_kl(policy, reference, trajectories)
         trainer._log_metric("kl/episode", sum(kl) / len(kl))
         per_token = sum(kl) / max(sum(sum(t.policy_mask) for t in trajectories), 1)
         trainer._log_metric("kl/warm_start", per_token)
@@ -182,9 +182,8 @@ class WarmStartKL(TrainerCallback, ExportableState):
     def penalise(self, trainer: Any, reference: Callable[..., Any], rollouts: Rollouts) -> None:
         """Take the penalty from the rewards of these rollouts, and steer β by what was found."""
         policy = trainer.accelerator.unwrap_model(trainer.model)
-        was_training = policy.training
-        ref_logps = reference_logps(reference, policy.eval(), rollouts.trajectories, trainer.temperature)
-        policy.train(was_training)
+        with evaluating(policy):
+            ref_logps = reference_logps(reference, policy, rollouts.trajectories, trainer.temperature)
         ratios = penalise(rollouts.trajectories, rollouts.returns, ref_logps, self.beta)
         trainer._log_metric("kl/beta", self.beta)
         trainer._log_metric("kl/penalty", self.beta * sum(ratios) / len(ratios))

@@ -31,6 +31,7 @@ from rlobj.chat_format import ChatFormat, Message
 from rlobj.critic import Critic, Judge, Watched, watching
 from rlobj.dialogue_play import DialoguePlay
 from rlobj.encoder_policy import action_logits, is_one_token_policy
+from rlobj.modes import evaluating
 from rlobj.reward_watch import RewardWatch, keeping_what_is_trained, told_by
 from rlobj.sampling import Sampling, draw
 from rlobj.sharding import whole_parameters
@@ -104,17 +105,12 @@ def play(
     The policy is left in the mode (train or eval) in which it came; it plays without dropout. A critic reads the values
     off the states that the policy samples from.
     """
-    was_training = policy.training
-    policy.eval()
-    try:
-        with watching(policy) if critic is not None else nullcontext(Watched()) as seen:
-            judge = Judge(critic, seen)
-            if is_one_token_policy(policy):
-                trajectories = _play_labels(policy, tokenizer, environments, seeds, sampling, judge)
-            else:
-                trajectories = DialoguePlay(policy, ChatFormat(tokenizer), environments, sampling, judge).run(seeds)
-    finally:
-        policy.train(was_training)
+    with evaluating(policy), watching(policy) if critic is not None else nullcontext(Watched()) as seen:
+        judge = Judge(critic, seen)
+        if is_one_token_policy(policy):
+            trajectories = _play_labels(policy, tokenizer, environments, seeds, sampling, judge)
+        else:
+            trajectories = DialoguePlay(policy, ChatFormat(tokenizer), environments, sampling, judge).run(seeds)
     scores = environments.final_scores({"completion_ids": [t.completion_ids for t in trajectories], **(context or {})})
     for trajectory, reward in zip(trajectories, scores.values, strict=True):
         trajectory.rewards[-1] += reward

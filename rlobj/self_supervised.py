@@ -36,6 +36,7 @@ from rlobj.fit_tasks import LanguageModeling, TextClassification, causal_row, ne
 from rlobj.inference import limit_of
 from rlobj.intervals import bootstrap_mean, wilson
 from rlobj.measures import Measured
+from rlobj.modes import evaluating
 from rlobj.policies import load_encoder, load_masked, load_tokenizer, make_encoder, make_encoder_tokenizer, save_policy
 
 MODEL, CLASSIFIER = "model", "classifier"
@@ -257,18 +258,16 @@ class HiddenRows(Dataset[tuple[int, Any]]):
 def performance_of(network: Network, rows: Sequence[Any], batch_size: int = 64) -> Measured:
     """P on held-out text, with the same tokens hidden each time; and how often halves are told rightly."""
     model = network.model
-    was_training = model.training
-    model.eval()
     values: list[float] = []
     right: list[bool] = []
     for start in range(0, len(rows), batch_size):
         made = network.collate(rows[start : start + batch_size], seed=start)
         batch = {name: each.to(model.device) for name, each in made.items()}
         counts = (batch["labels"] != IGNORED_LABEL).sum(1)
-        tokens, halves = network.log_probabilities(model, batch)
+        with evaluating(model):
+            tokens, halves = network.log_probabilities(model, batch)
         values += (tokens / counts)[counts > 0].tolist()  # a short text may have nothing hidden
         right += [] if halves is None else (halves > math.log(0.5)).tolist()
-    model.train(was_training)
     metrics = {"P": bootstrap_mean(values)}
     if right:
         metrics["next_sentence"] = (sum(right) / len(right), *wilson(sum(right), len(right)))

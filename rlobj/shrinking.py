@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlobj.modes import evaluating
+
 ATTENTION = (
     (("self.query", "self.key", "self.value"), "output.dense"),  # BERT, RoBERTa, ELECTRA, …
     (("q_proj", "k_proj", "v_proj"), "o_proj"),  # Llama, Mistral, Qwen, …
@@ -104,18 +106,16 @@ def changes_of_loss(model: PreTrainedModel, what: str, batches: Iterable[Mapping
         batches: what the model takes, with labels.
     """
     found: dict[str, Tensor] = {}
-    was_training = model.training
-    model.eval()
     for batch in batches:
         model.zero_grad(set_to_none=True)
-        model(**batch).loss.backward()
+        with evaluating(model):
+            model(**batch).loss.backward()
         for block in blocks(model, NAMES[what]):
             weight = block.reads.weight
             assert weight.grad is not None
             change = (weight * weight.grad).detach().T.reshape(units_of(model, block, what), -1).sum(1).abs()
             found[block.name] = found.get(block.name, torch.zeros_like(change)) + change
     model.zero_grad(set_to_none=True)
-    model.train(was_training)
     return found
 
 

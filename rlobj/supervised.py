@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rlobj.chat_format import IGNORED_LABEL, ChatFormat, Message
 from rlobj.encoder_policy import is_one_token_policy
+from rlobj.modes import evaluating
 from rlobj.policies import save_policy
 from rlobj.rollout import encode_text
 from rlobj.tracking import track
@@ -124,17 +125,15 @@ def right_padded(rows: Sequence[SupervisedRow], policy: PreTrainedModel) -> tupl
 @torch.no_grad()
 def supervised_losses(policy: PreTrainedModel, rows: Sequence[SupervisedRow], batch_size: int = 64) -> list[float]:
     """ℓ of each row by itself: mean −log p over its targets, in nats. For evaluation, with an interval over rows."""
-    was_training = policy.training
-    policy.eval()
     losses: list[float] = []
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
         ids, mask, labels = right_padded(chunk, policy)
-        logits = policy(input_ids=ids, attention_mask=mask).logits.float()
+        with evaluating(policy):
+            logits = policy(input_ids=ids, attention_mask=mask).logits.float()
         logits, targets = _logits_and_targets(logits, labels, policy)
         nll = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none")
         losses += (nll.sum(1) / (targets != IGNORED_LABEL).sum(1)).tolist()
-    policy.train(was_training)
     return losses
 
 
