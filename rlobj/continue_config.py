@@ -3,7 +3,8 @@
 The docstring under a field is its help on the command line. Nothing here imports torch.
 """
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from rlobj.config import ModelConfig, ObjectiveConfig, WarmStartConfig
 from rlobj.controllers import Controller
 from rlobj.fit_config import FitSettings, LabelledConfig, TaskName, check_labelled, check_settings, learning_rate_of
 from rlobj.lambdas import as_lambda
+from rlobj.spelling import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class ContinueConfig:
     policy: ModelConfig = field(default_factory=ModelConfig)
     data: LabelledConfig = field(default_factory=LabelledConfig)
     old: LabelledConfig = field(default_factory=LabelledConfig)
+    older: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """what was learned before old, the first first, each with the fields of old: [{train: FILE, test: FILE}]"""
     objective: RehearsalConfig = field(default_factory=RehearsalConfig)
     fit: FitSettings = field(default_factory=FitSettings)
     seed: int = 0
@@ -53,10 +57,16 @@ class ContinueConfig:
     on_change: Literal["refuse", "continue", "restart"] = "refuse"
     """training is half done with other inputs: say what differs and refuse, go on from there, or begin it again"""
 
+    @property
+    def former(self) -> dict[str, LabelledConfig]:
+        """What was learned before, by what reports call it: `old`; or `old 1`, `old 2`, … in the order of learning."""
+        sources = [*[LabelledConfig(**each) for each in self.older], self.old]
+        return {f"old {n}" if self.older else "old": source for n, source in enumerate(sources, 1)}
+
 
 def continued(run: str | Path, policy: Path) -> dict[str, Any]:
-    """The configuration to begin with, as nested mappings: what a run of `rlobj fit` or `rlobj run` was told, and its
-    model.
+    """The configuration to begin with, as nested mappings: what a run of `rlobj fit`, `rlobj run` or `rlobj continue`
+    was told, and its model.
 
     Args:
         run: its folder.
@@ -67,11 +77,13 @@ def continued(run: str | Path, policy: Path) -> dict[str, Any]:
     """
     file = Path(run) / "config.yaml"
     if not file.is_file():
-        raise ValueError(f"{str(run)!r} holds no config.yaml: expected the folder of a run of rlobj fit or rlobj run")
+        raise ValueError(f"{str(run)!r} holds no config.yaml: expected the folder of a run of rlobj {_OF}")
     told = yaml.safe_load(file.read_text(encoding="utf-8"))
-    source, size = told.get("data", {}), told.get("policy", {})
-    if "task" in told and "old" not in told:
-        task, old = told["task"], {name: value for name, value in source.items() if name != "augment"}
+    source, size, older = told.get("data", {}), told.get("policy", {}), list[dict[str, Any]]()
+    if "task" in told:
+        task, old = told["task"], _without_changes(source)
+        if "old" in told:  # of a run of rlobj continue
+            older = [*told.get("older", []), _without_changes(told["old"])]
     elif "env" in told:
         encoder = size.get("kind") == "encoder"
         task = "text-classification" if encoder else "language-modeling"
@@ -79,22 +91,38 @@ def continued(run: str | Path, policy: Path) -> dict[str, Any]:
         if encoder:
             old |= {name: source[name] for name in ("text_column", "label_column", "rows_per_label") if name in source}
     else:
-        raise ValueError(f"{str(run)!r} is no run of rlobj fit or rlobj run: expected one, whose data are rehearsed")
+        raise ValueError(f"{str(run)!r} is no run of rlobj {_OF}: expected one, whose data are rehearsed")
     if old.get("train") is None:
         raise ValueError(
             f"{str(run)!r} learned from what its environment made, not from a file: there are no old rows to rehearse"
         )
     columns = {name: old[name] for name in ("text_column", "label_column") if name in old}
+    place = Path(run) if Path(run).name not in ("", "..") else Path(run).resolve()
     return {
-        "name": f"{Path(run).resolve().name}-continued",
+        "name": _next_name(place.name),
         "task": task,
         "policy": {"model": str(policy), "max_length": size.get("max_length", 512)},
         "data": columns,
         "old": old,
+        "older": older,
         "fit": {"learning_rate": _rate_of(told)},
         "seed": told.get("seed", 0),
-        "output_dir": str(Path(run).resolve().parent),
+        "output_dir": str(place.parent),
     }
+
+
+_OF = "fit, run or continue"
+
+
+def _without_changes(source: dict[str, Any]) -> dict[str, Any]:
+    """Old rows are rehearsed as they are."""
+    return {name: value for name, value in source.items() if name != "augment"}
+
+
+def _next_name(name: str) -> str:
+    """NAME-continued, and of that NAME-continued-2, NAME-continued-3, …"""
+    known = re.fullmatch(r"(.+-continued)(?:-(\d+))?", name)
+    return f"{known[1]}-{int(known[2] or 1) + 1}" if known else f"{name}-continued"
 
 
 def _rate_of(told: dict[str, Any]) -> float:
@@ -114,7 +142,13 @@ def validate_continue(config: ContinueConfig) -> None:
         ValueError: the first thing that is impossible, with its key and the remedy.
     """
     check_name(config.name)
-    for key, source, flag in (("data", config.data, "--data FILE"), ("old", config.old, "--old.train FILE")):
+    for each in config.older:
+        for name in each:
+            if name not in (known := [each.name for each in fields(LabelledConfig)]):
+                raise ValueError(f"older has {name!r}{did_you_mean(name, known)}: expected the fields of old")
+    sources = {"data": (config.data, "--data FILE"), "old": (config.old, "--old.train FILE")}
+    sources |= {f"older[{n}]": (LabelledConfig(**each), "--older") for n, each in enumerate(config.older)}
+    for key, (source, flag) in sources.items():
         if source.train is None:
             raise ValueError(f"{key}.train is null: give a file with {flag}")
         check_labelled(source, config.task, key)

@@ -1,5 +1,8 @@
 """`rlobj continue`: a model that was trained on old data is trained on new, L(θ) = ℓ_new + λ·ℓ_old, and what it forgot
-of the old is measured: each λ begins with the same model, and is judged on the same rows."""
+of the old is measured: each λ begins with the same model, and is judged on the same rows.
+
+A continued run is gone on with likewise: all that was learned before is old then, rehearsed together and judged apart.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainingArguments
 
 from reward_models.hub import require_model
@@ -24,7 +27,8 @@ from rlobj.forgetting import figures_of
 from rlobj.forgetting_report import forgetting_table, write_forgetting_report
 from rlobj.inference import limit_of
 from rlobj.lambdas import as_lambda
-from rlobj.measuring_trainer import trainer_arguments
+from rlobj.measuring_trainer import how_it_was_trained, trainer_arguments
+from rlobj.modes import evaluating
 from rlobj.policies import save_policy
 from rlobj.pretraining import SelfSupervisedTrainer, TellController
 from rlobj.progress import say
@@ -38,7 +42,6 @@ from rlobj.steering import Steering
 from rlobj.stream import SupervisedStream
 from rlobj.supervised import SupervisedRow, quiet
 
-SIDES = ("old", "new")
 ROWS_OF_ELL = 256
 """Old rows on which a controller of λ is told the ℓ to begin with."""
 
@@ -62,9 +65,9 @@ class RehearsalTrainer(SelfSupervisedTrainer):
     """L(θ) = ℓ_new + λ·ℓ_old, with one gradient, one clip, one step; each divided by its own count over the global
     batch."""
 
-    def ell_sum(self, model: nn.Module, rows: list[SupervisedRow]) -> Tensor:
+    def ell_sum(self, rows: list[SupervisedRow]) -> Tensor:
         assert isinstance(self.network, RehearsedNetwork)
-        return self.network.ell_sum(model, rows)
+        return self.network.ell_sum(rows)
 
 
 class _Continuing(StageRunner[ContinueConfig]):
@@ -72,7 +75,9 @@ class _Continuing(StageRunner[ContinueConfig]):
 
     def __init__(self, config: ContinueConfig) -> None:
         super().__init__(config, config.fit.max_bad_steps)
-        self.tasks = {"old": self._task(config.old), "new": self._task(config.data)}
+        self.old = {side: self._task(source) for side, source in config.former.items()}
+        self.new = self._task(config.data)
+        self.tasks: dict[str, SupervisedTask] = {**self.old, "new": self.new}
         self.stage_count = 1 + len(config.objective.lambdas)
         self._settle_names()
 
@@ -90,17 +95,19 @@ class _Continuing(StageRunner[ContinueConfig]):
         for side, task in self.tasks.items():
             if isinstance(task, TextClassification | TokenClassification):
                 strange = [name for name in task.names if name not in self.names]
-                if strange and side == "old":
+                if strange and side != "new":
                     raise ValueError(
-                        f"old.train {self.config.old.train!r} has the labels {', '.join(strange[:5])}, which "
-                        f"{self.config.policy.model!r} has not: expected what it was trained on"
+                        f"{side}.train {self.config.former[side].train!r} has the labels {', '.join(strange[:5])}, "
+                        f"which {self.config.policy.model!r} has not: expected what it was trained on"
                     )
                 self.names += strange
         for task in self.tasks.values():
             if isinstance(task, TextClassification | TokenClassification):
                 task.names = self.names
-        old = self.tasks["old"]
-        self.units = (old.mean, old.std) if isinstance(old, Regression) else (0.0, 1.0)
+        self.units = (0.0, 1.0)
+        if isinstance(self.new, Regression):
+            numbers = [example.y for task in self.old.values() for example in task.parts["train"]]
+            self.units = (float(np.mean(numbers)), float(np.std(numbers)))
         self._speak_in(0.0, 1.0)
 
     def _speak_in(self, mean: float, std: float) -> None:
@@ -117,12 +124,13 @@ class _Continuing(StageRunner[ContinueConfig]):
 
     def inputs(self) -> dict[str, Any]:
         config = self.config
-        files = [getattr(source, part) for source in (config.old, config.data) for part in PARTS]
+        files = [getattr(source, part) for source in (*config.former.values(), config.data) for part in PARTS]
         return {
             "rlobj": __version__,
             "task": config.task,
             **named("policy", asdict(config.policy)),
             **named("old", asdict(config.old)),
+            "older": config.older,
             **named("data", asdict(config.data)),
             "seed": config.seed,
             **contents_of([*files, config.data.augment.get("synonyms")]),
@@ -149,7 +157,8 @@ class _Continuing(StageRunner[ContinueConfig]):
         if self.main:
             outputs = {lambda_title(v): read_outputs(s.directory) for v, s in zip(lambdas, stages[1:], strict=True)}
             then = read_outputs(before.directory)
-            table = write_forgetting_report(report, self.config.name, then, outputs, self.facts())
+            facts = {**self.facts(), **outputs[lambda_title(lambdas[-1])]["facts"], "made by": self.command()}
+            table = write_forgetting_report(report, self.config.name, then, outputs, facts)
             atomic_write_json(self.directory / "summary.json", {"table": table})
             say("")
             say(forgetting_table(table))
@@ -158,15 +167,25 @@ class _Continuing(StageRunner[ContinueConfig]):
         return report
 
     def facts(self) -> dict[str, str]:
-        facts = {"task": self.config.task, "gone on with": str(self.config.policy.model), "seed": str(self.config.seed)}
+        facts: dict[str, str] = {"task": self.config.task}
+        sources = {**self.config.former, "new": self.config.data}
         for side, task in self.tasks.items():
+            facts[f"{side}: data"] = str(sources[side].train)
             facts |= {f"{side}: {name}": text for name, text in task.facts().items() if name in ("rows", "leak")}
-        leaked = repeated({"train": self.tasks["new"].parts["train"], "test": self.tasks["old"].parts["test"]})
+        leaked = sum(
+            repeated({"train": self.new.parts["train"], "test": task.parts["test"]}) for task in self.old.values()
+        )
         if leaked:
             facts["leak"] = f"{leaked} rows of the old test stand in the new training data"
         if len(self.names) > len(self.known):
             facts["new labels"] = ", ".join(self.names[len(self.known) :])
         return facts
+
+    def command(self) -> str:
+        """That makes it again."""
+        model = Path(str(self.config.policy.model))
+        run = next((each for each in model.parents if (each / "config.yaml").is_file()), model)
+        return f"rlobj continue {run} --config {self.directory / 'config.yaml'}"
 
     def before(self) -> dict[str, Any]:
         model, tokenizer = self._load()
@@ -174,7 +193,7 @@ class _Continuing(StageRunner[ContinueConfig]):
         return {"figures": self._figures(model, tokenizer)}
 
     def _figures(self, model: Any, tokenizer: Any) -> dict[str, Any]:
-        return {side: figures_of(self.tasks[side], model, tokenizer, "test") for side in SIDES}
+        return {side: figures_of(task, model, tokenizer, "test") for side, task in self.tasks.items()}
 
     def _limit(self, model: Any, tokenizer: Any) -> int:
         longest = self.config.policy.max_length
@@ -193,17 +212,17 @@ class _Continuing(StageRunner[ContinueConfig]):
         model, tokenizer = self._load()
         if self.names:
             grow_head(model, self.names, config.seed)
-        if isinstance(self.tasks["old"], Regression):
+        if isinstance(self.new, Regression):
             speak_in_deviations(model, *self.units)
             self._speak_in(*self.units)
         limit = self._limit(model, tokenizer)
-        network = RehearsedNetwork(self.tasks["old"], model, tokenizer)
+        network = RehearsedNetwork(self.new, model, tokenizer)
         old = self._old_rows(network, limit)
         trainer = RehearsalTrainer(
             network,
             self._arguments(stage),
             data_collator=network.pad,
-            train_dataset=TrainingRows(self.tasks["new"], tokenizer, limit, config.data.augment, config.seed),
+            train_dataset=TrainingRows(self.new, tokenizer, limit, config.data.augment, config.seed),
             eval_dataset=[],
             callbacks=self.supervised_callbacks(lambda_title(lambda_sup), {"loss": "L", "objective/ell": "ℓ_old"}),
             measure=lambda: self._measured(model, tokenizer),
@@ -212,32 +231,36 @@ class _Continuing(StageRunner[ContinueConfig]):
         )
         if isinstance(form, Controller):
             some = old[:: max(len(old) // ROWS_OF_ELL, 1)]
-            model.eval()
-            with torch.no_grad():
-                start = float(np.mean([network.ell_sum(model, [row]).item() / row.targets for row in some]))
+            with evaluating(model), torch.no_grad():
+                start = float(np.mean([network.ell_sum([row]).item() / row.targets for row in some]))
             trainer.add_callback(Steering(form, start))
-            trainer.add_callback(TellController(form, lambda: trainer._ell))
+            trainer.add_callback(TellController(form, trainer.ell_of_step))
         quiet(trainer)
         trainer.train(resume_from_checkpoint=self.resume(stage))
         self.stop_if_asked()
-        self.tasks["old"].finish(model)
+        self.new.finish(model)
         self._speak_in(0.0, 1.0)
         if self.main:
             save_policy(model, tokenizer, stage.directory)
-        return {"history": trainer.state.log_history, "figures": self._figures(model, tokenizer)}
+        return {
+            "history": trainer.state.log_history,
+            "figures": self._figures(model, tokenizer),
+            "facts": how_it_was_trained(config.fit, trainer, config.policy),
+        }
 
     def _old_rows(self, network: RehearsedNetwork, limit: int) -> list[SupervisedRow]:
-        task, most = self.tasks["old"], self.config.objective.rows
-        examples = task.parts["train"]
+        """Rows of all that was learned before, together."""
+        most = self.config.objective.rows
+        examples = [example for task in self.old.values() for example in task.parts["train"]]
         if most is not None and most < len(examples):
             examples = split_rows(examples, most / len(examples), self.config.seed)[1]
-        return network.old_rows([task.encode(network.tokenizer, example, limit) for example in examples])
+        return network.old_rows([self.new.encode(network.tokenizer, example, limit) for example in examples])
 
     def _measured(self, model: Any, tokenizer: Any) -> dict[str, float]:
         """Each figure of the validation data, for the curves."""
         found: dict[str, float] = {}
-        for side in SIDES:
-            figures: Mapping[str, Any] = figures_of(self.tasks[side], model, tokenizer, "validation")
+        for side, task in self.tasks.items():
+            figures: Mapping[str, Any] = figures_of(task, model, tokenizer, "validation")
             for name, figure in figures.items():
                 found[f"{side}_{name}"] = figure.value(np.arange(len(figure.above)))
         return found

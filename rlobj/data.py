@@ -56,8 +56,8 @@ def labelled_rows(
     rows = []
     for number, row in enumerate(load_rows(source, limit, only)):
         where = f"row {number} of {source!r}"
-        text = column_of(row, text_column, "text_column", where)
-        label = column_of(row, label_column, "label_column", where)
+        text = column_of(row, text_column, "data.text_column", where)
+        label = column_of(row, label_column, "data.label_column", where)
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{where}: {text_column} is {text!r}: expected a text that is not empty")
         if isinstance(label, dict) and label:
@@ -85,10 +85,10 @@ def _label(label: Any, label_column: str, where: str) -> str:
 
 
 def column_of(row: Row, column: str, key: str, where: str) -> Any:
-    """What stands in a column that data.`key` names."""
+    """What stands in a column that `key` names, such as data.text_column."""
     if column not in row:
         raise ValueError(
-            f"data.{key} is {column!r}: {where} has no such column{did_you_mean(column, row)} "
+            f"{key} is {column!r}: {where} has no such column{did_you_mean(column, row)} "
             f"(it has {', '.join(map(str, row))})"
         )
     return row[column]

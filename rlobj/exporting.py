@@ -104,7 +104,8 @@ def _objective(directory: Path, config: Mapping[str, Any]) -> str:
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, Any]:
-    sections = {name: config.get(name) or {} for name in ("text", "old", "data", "env")}
+    older = {f"older[{n}]": each for n, each in enumerate(config.get("older") or [])}
+    sections = {**older, **{name: config.get(name) or {} for name in ("text", "old", "data", "env")}}
     return {
         f"{section}.{key}": value
         for section, fields in sections.items()

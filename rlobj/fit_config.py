@@ -166,7 +166,7 @@ def learning_rate_of(settings: FitSettings, policy: ModelConfig) -> float:
     if settings.learning_rate is not None:
         return settings.learning_rate
     if isinstance(policy, FittedConfig) and policy.peft is not None:
-        return ADAPTER_RATES.get(policy.peft.get("method"), 2e-5)
+        return ADAPTER_RATES.get(str(policy.peft.get("method")), 2e-5)
     return 2e-3 if policy.model is None else 2e-5
 
 

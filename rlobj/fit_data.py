@@ -100,8 +100,8 @@ def tagged(source: LabelledConfig, seed: int) -> tuple[Parts, list[str]]:
 
 
 def _tagged_row(row: Mapping[str, Any], source: LabelledConfig, where: str) -> Example:
-    words = data.column_of(dict(row), source.text_column, "text_column", where)
-    tags = data.column_of(dict(row), source.label_column, "label_column", where)
+    words = data.column_of(dict(row), source.text_column, "data.text_column", where)
+    tags = data.column_of(dict(row), source.label_column, "data.label_column", where)
     for column, value in ((source.text_column, words), (source.label_column, tags)):
         if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
             raise ValueError(f"{where}: {column} is {value!r:.80}: expected a list of words (tags), none of them empty")
@@ -130,8 +130,8 @@ def scored(source: LabelledConfig, seed: int) -> Parts:
 
 
 def _scored_row(row: Mapping[str, Any], source: LabelledConfig, where: str) -> Example:
-    text = data.column_of(dict(row), source.text_column, "text_column", where)
-    value = data.column_of(dict(row), source.label_column, "label_column", where)
+    text = data.column_of(dict(row), source.text_column, "data.text_column", where)
+    value = data.column_of(dict(row), source.label_column, "data.label_column", where)
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where}: {source.text_column} is {text!r}: expected a text that is not empty")
     try:
@@ -155,14 +155,16 @@ def written(source: LabelledConfig, seed: int) -> Parts:
     )
 
 
-def plain_texts(file: str, column: str, limit: int | None, only: Mapping[str, Any]) -> list[Example]:
+def plain_texts(
+    file: str, column: str, limit: int | None, only: Mapping[str, Any], key: str = "data.text_column"
+) -> list[Example]:
     """The texts of a column; those that are empty are left out.
 
     Raises:
         ValueError: the column is missing, or every text is empty.
     """
     rows = load_rows(file, limit, only)
-    texts = [str(data.column_of(row, column, "text_column", f"row {n} of {file!r}")) for n, row in enumerate(rows)]
+    texts = [str(data.column_of(row, column, key, f"row {n} of {file!r}")) for n, row in enumerate(rows)]
     kept = [Example(text, None) for text in texts if text.strip()]
     if not kept:
         raise ValueError(f"column {column!r} of {file!r} has no text in any of its {len(rows)} rows")

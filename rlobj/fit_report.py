@@ -71,8 +71,22 @@ def with_interval(value: Sequence[float | None] | None) -> str:
     return f"{value[0]:z.3f} [{value[1]:z.3f}, {value[2]:z.3f}]"
 
 
-def write_fit_report(path: Path, name: str, outputs: Mapping[str, Any]) -> Path:
-    """Write the report of a finished training, from what its stage says of itself."""
+def warnings_of(outputs: Mapping[str, Any]) -> list[str]:
+    """What the model says of every row of some part of the data, if it says the same."""
+    parts: dict[str, list[str]] = {}
+    for part, found in outputs["measured"].items():
+        if found.get("same"):
+            parts.setdefault(found["same"], []).append(part)
+    advice = "it tells nothing apart; train longer, at another learning rate, or look at the labels"
+    return [f"the model {same} of the {' and '.join(names)} data: {advice}" for same, names in parts.items()]
+
+
+def write_fit_report(path: Path, name: str, outputs: Mapping[str, Any], command: str) -> Path:
+    """Write the report of a finished training, from what its stage says of itself.
+
+    Args:
+        command: that makes it again.
+    """
     metrics = [m for m in outputs["metrics"] if any(f["metrics"].get(m) for f in outputs["measured"].values())]
     table = [["", "rows", *metrics]]
     for part, found in outputs["measured"].items():
@@ -83,6 +97,7 @@ def write_fit_report(path: Path, name: str, outputs: Mapping[str, Any]) -> Path:
         html_table(table, "each part of the data"),
         f"<p class='meaning'>In brackets: 95% intervals over rows. The model is that of step {best['step']}, {which}."
         "</p>",
+        *[f"<p class='meaning'>Warning: {escape(each)}.</p>" for each in warnings_of(outputs)],
         f"<div class='plots'>{html_of(_curves(outputs), ['training', 'validation'], 'curve')}</div>",
     ]
     for part, found in outputs["measured"].items():
@@ -95,7 +110,7 @@ def write_fit_report(path: Path, name: str, outputs: Mapping[str, Any]) -> Path:
             parts.append(f"<div class='plots'><figure>{picture}</figure></div>")
     parts += [
         f"<h2>What the words mean</h2>{definitions({m: MEANINGS[m] for m in metrics})}",
-        f"<h2>The run</h2>{definitions({'task': outputs['task'], **outputs['facts']})}",
+        f"<h2>The run</h2>{definitions({'task': outputs['task'], **outputs['facts'], 'made by': command})}",
     ]
     return write_page(path, f"{name}: {outputs['task']}", parts)
 

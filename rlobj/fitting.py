@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from reward_models.hub import require_model
@@ -27,13 +28,14 @@ from rlobj.adapters import (
     with_adapter,
 )
 from rlobj.fit_config import FitConfig, learning_rate_of, metric_of, validate_fit
-from rlobj.fit_report import fit_table, write_fit_report
-from rlobj.fit_tasks import TASKS, SupervisedTask, TrainingRows
+from rlobj.fit_report import fit_table, warnings_of, write_fit_report
+from rlobj.fit_tasks import TASKS, LanguageModeling, SupervisedTask, TrainingRows
 from rlobj.inference import limit_of
 from rlobj.loading import save_adapter
-from rlobj.measuring_trainer import MeasuringTrainer, patience_of, trainer_arguments
+from rlobj.measuring_trainer import MeasuringTrainer, how_it_was_trained, patience_of, trainer_arguments
 from rlobj.policies import save_policy
 from rlobj.progress import say
+from rlobj.rehearsal import log_probabilities
 from rlobj.runs import atomic_write_json, graceful_signals, read_outputs
 from rlobj.stage_inputs import contents_of, named, weights_of
 from rlobj.stages import Stage, StageRunner
@@ -87,10 +89,12 @@ class _Fit(StageRunner[FitConfig]):
         self.do(stage, lambda: self.work(stage))
         outputs, report = read_outputs(stage.directory), self.directory / "report.html"
         if self.main:
-            write_fit_report(report, self.config.name, outputs)
+            write_fit_report(report, self.config.name, outputs, f"rlobj fit {self.directory / 'config.yaml'}")
             atomic_write_json(self.directory / "summary.json", {"table": _table(outputs)})
             say("")
             say(fit_table(outputs))
+            for warning in warnings_of(outputs):
+                say(f"warning: {warning}")
             say(f"\nreport  {report}\nmodel   {stage.directory}\nuse it: rlobj predict {self.directory} FILE")
         return report
 
@@ -124,7 +128,7 @@ class _Fit(StageRunner[FitConfig]):
         model = self._adapted(model)
         trained, every = parameter_counts(model)
         metric = metric_of(config)
-        watched = self.supervised_callbacks("labels", {"loss": "ℓ", f"eval_{metric}": metric})
+        watched = self.supervised_callbacks("supervised", {"loss": "ℓ", f"eval_{metric}": metric})
         arguments = self._arguments(stage)
         # peft does not load an AdaLoRA adapter of other ranks over one: the last epoch is kept, when all are shared out
         arguments.load_best_model_at_end = arguments.load_best_model_at_end and not has_adalora(model)
@@ -155,7 +159,11 @@ class _Fit(StageRunner[FitConfig]):
             "history": trainer.state.log_history,
             "best": {"metric": metric, **best},
             "measured": found,
-            "facts": {**task.facts(), "seed": str(config.seed), "rlobj": __version__, "parameters": f"{every:,}"},
+            "facts": {
+                **task.facts(),
+                "parameters": f"{every:,}, {trained:,} of them trained",
+                **how_it_was_trained(config.fit, trainer, config.policy),
+            },
             "trained": trained,
             "says": f"{trained:,} of {every:,} parameters trained; {metric} on the validation data {best['value']:.3f}",
         }
@@ -178,9 +186,16 @@ def supervised_trainer(
         metrics = task.measure(model, tokenizer, "validation", resamples=0).metrics
         return {name: value for name, (value, *_) in metrics.items()}
 
+    def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
+        """ℓ over the targets of the global batch. Encoders' own is a mean over their part of it, which transformers
+        adds up over parts and processes as if it were divided by all."""
+        smoothing = arguments.label_smoothing_factor
+        return -log_probabilities(outputs.logits, labels, task, smoothing).sum() / num_items_in_batch
+
     return MeasuringTrainer(
         model,
         arguments,
+        compute_loss_func=None if isinstance(task, LanguageModeling) else mean_loss,
         data_collator=task.collator(tokenizer),
         train_dataset=TrainingRows(task, tokenizer, limit, config.data.augment, config.seed),
         eval_dataset=[],

@@ -42,7 +42,13 @@ def _cells(table: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def forgetting_table(table: Sequence[Mapping[str, Any]]) -> str:
     """The same for a terminal."""
-    return "\n".join(aligned(_cells(table)))
+    return "\n".join([*aligned(_cells(table)), *_dashes(table)])
+
+
+def _dashes(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a dash means, where there is one."""
+    here = any("before" not in row for row in table)
+    return ["– : before, the model had not all of these labels; ℓ would be infinite, and has no change"] * here
 
 
 def write_forgetting_report(
@@ -59,6 +65,7 @@ def write_forgetting_report(
         html_table(_cells(table), "old and new test data, before and after"),
         "<p class='meaning'>In brackets: 95% intervals over rows of the test data; those of a change are of "
         "differences within rows. A label that the model did not have before is counted as never right.</p>",
+        *[f"<p class='meaning'>{line}.</p>" for line in _dashes(table)],
         f"<div class='plots'>{html_of(_curves(outputs, measures), list(outputs), 'curve')}</div>",
         f"<h2>What the words mean</h2>{definitions({m: MEANINGS[m] for m in measures})}",
         f"<h2>The run</h2>{definitions(facts)}",
@@ -70,7 +77,8 @@ def write_forgetting_report(
 def _curves(outputs: Mapping[str, Mapping[str, Any]], measures: Sequence[str]) -> list[Picture]:
     """Each measure on the validation data by step, of each λ; and λ where it moves."""
     pictures = []
-    keys = {f"eval_{side}_{measure}": f"{measure}, {side} data" for measure in measures for side in ("old", "new")}
+    sides = list(next(iter(outputs.values()))["figures"])
+    keys = {f"eval_{side}_{measure}": f"{measure}, {side} data" for measure in measures for side in sides}
     for key, title in {**keys, "objective/lambda_sup": "λ"}.items():
         curves = {
             name: [Point(log["step"], log[key]) for log in output["history"] if _is_number(log.get(key))]

@@ -28,6 +28,8 @@ class Measured:
     """label, or mean over labels -> precision, recall, f1-score, support"""
     confusion: list[list[int]] = field(default_factory=list)
     """rows of the true label (down) that were given each label (across)"""
+    same: str = ""
+    """that the model says the same of every row, where they are not all alike"""
 
 
 def _needs(library: str) -> ValueError:
@@ -76,7 +78,9 @@ def classification(
         labels, predicted, labels=met, target_names=[names[i] for i in met], output_dict=True, zero_division=0
     )
     report = {name: row for name, row in found.items() if isinstance(row, dict)}
-    return Measured(len(labels), metrics, report, confusion_matrix(labels, predicted, labels=range(count)).tolist())
+    confusion = confusion_matrix(labels, predicted, labels=range(count)).tolist()
+    alike = f"says {names[predicted[0]]!r} of every row" if len(set(predicted)) == 1 < len(set(labels)) else ""
+    return Measured(len(labels), metrics, report, confusion, alike)
 
 
 def f1_by_label(confusion: np.ndarray) -> np.ndarray:
@@ -132,7 +136,8 @@ def entities(
             [list(t) for t in true], [list(p) for p in predicted], output_dict=True, zero_division=0
         )
     report = {name: {key: float(value) for key, value in row.items()} for name, row in report.items()}
-    return Measured(len(table), metrics, report)
+    alike = "finds no entity in any row" if table[:, 2].any() and not table[:, 1].any() else ""
+    return Measured(len(table), metrics, report, same=alike)
 
 
 def entity_counts(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> np.ndarray:
@@ -163,6 +168,7 @@ def regression(values: np.ndarray, predicted: np.ndarray, resamples: int = RESAM
             "rmse": bootstrap_statistic(lambda rows: float(np.sqrt((error[rows] ** 2).mean())), n, resamples),
             "mae": bootstrap_mean(np.abs(error).tolist()),
         },
+        same=f"says {predicted[0]:g} of every row" if np.ptp(predicted) == 0 < np.ptp(values) else "",
     )
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
+from rlobj import __version__
 from rlobj.checkpoints import CHECKPOINTS_AT_ONCE
+from rlobj.config import ModelConfig
 from rlobj.fit_config import LESS_IS_BETTER, FitSettings
 
 
 class MeasuringTrainer(Trainer):
     """A Trainer whose evaluation is ours: the same predictions and figures as in the report.
+
+    Of several processes each measures all rows, and takes the main one's word: a last bit that is another would part
+    their ways where the best epoch is kept.
 
     Args:
         measure: of the model as it is, name -> value.
@@ -24,7 +31,8 @@ class MeasuringTrainer(Trainer):
         self._measure = measure
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        found = {f"eval_{name}": value for name, value in self._measure().items()}
+        (measured,) = broadcast_object_list([dict(self._measure())])
+        found = {f"eval_{name}": value for name, value in measured.items()}
         self.log(found)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
@@ -56,6 +64,26 @@ def trainer_arguments(
         "remove_unused_columns": False,
     }
     return TrainingArguments(**{**fields, **settings.trainer})
+
+
+def how_it_was_trained(settings: FitSettings, trainer: Trainer, policy: ModelConfig) -> dict[str, str]:
+    """What a report says of a training beside its data."""
+    args, peft = trainer.args, getattr(policy, "peft", None)
+    each = f" of each of {args.world_size} processes" if args.world_size > 1 else ""
+    parts = f" in {args.gradient_accumulation_steps} parts" if args.gradient_accumulation_steps > 1 else ""
+    libraries = ["torch", "transformers", *(["peft"] if peft else [])]
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    facts = {
+        "began with": policy.model or "a new model",
+        "adapter": ", ".join(f"{name} {value}" for name, value in (peft or {}).items()),
+        "learning rate": f"{args.learning_rate:g}",
+        "epochs": f"{trainer.state.epoch or 0:g} of {settings.epochs:g}, {trainer.state.global_step} optimiser steps",
+        "batch": f"{size} rows{each}{parts}",
+        "other settings": ", ".join(f"{name} {value}" for name, value in settings.trainer.items()),
+        "seed": str(args.seed),
+        "versions": ", ".join([f"rlobj {__version__}", *[f"{name} {version(name)}" for name in libraries]]),
+    }
+    return {name: text for name, text in facts.items() if text}
 
 
 def patience_of(settings: FitSettings) -> list[TrainerCallback]:

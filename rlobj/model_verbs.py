@@ -5,6 +5,7 @@ Each calls one function, imported when it is called, so that --help is fast.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -14,6 +15,17 @@ from rlobj import cli
 from rlobj.cli import Parser, be_calm
 from rlobj.continue_config import ContinueConfig, continued, validate_continue
 from rlobj.fit_config import FitConfig, PretrainConfig, validate_fit, validate_pretrain
+
+
+def _add_model(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a run, such as runs/NAME, or the directory of a model")
+
+
+def _add_policy(parser: Parser, reward: bool = False) -> None:
+    """Which of the models of a run."""
+    parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
+    if reward:
+        parser.add_argument("--reward", action="store_true", help="of such a run: its reward model instead")
 
 
 def fit(arguments: list[str]) -> None:
@@ -44,11 +56,11 @@ def go_on(arguments: list[str]) -> None:
         "--print_config shows all",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="folder of a run of rlobj fit, or of rlobj run on files")
+    parser.add_argument("run", metavar="RUN", help="folder of a run of rlobj fit or continue, or of rlobj run on files")
     parser.add_argument("--data", metavar="NEW", help="the new data: a file, shipped data set, or data set id")
     parser.add_argument("--lambda_sup", nargs="+", metavar="λ", help="0 1, or forms such as lagrange:factor=1.1 "
                         "(default: 0 1)")  # fmt: skip
-    parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
+    _add_policy(parser)
     parser.add_argument("--print_config", action="store_true", help="print the configuration, and train nothing")
     given, overrides = parser.parse_known_args(arguments)
     be_calm()
@@ -88,11 +100,11 @@ def _continued(given: Any, overrides: list[str]) -> ContinueConfig:
 
 def recipe_of(kind: Any, arguments: list[str], validate: Callable[[Any], Any]) -> Any:
     """The checked configuration that the arguments name; None where help or the configuration itself was asked for."""
-    from rlobj.recipes import VERBS, read_recipe, recipe_path, recipes, run_parser
+    from rlobj.recipes import VERBS, help_text, read_recipe, recipe_path, recipes
 
     recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if "--help" in arguments or "-h" in arguments:
-        run_parser(recipe_path(recipe, kind) if recipe else None, kind).print_help()
+        print(help_text(kind, recipe_path(recipe, kind) if recipe else None), end="")
         return None
     if recipe is None:
         raise ValueError(f"rlobj {VERBS[kind]} RECIPE: the recipe comes first (shipped: {', '.join(recipes(kind))})")
@@ -117,10 +129,10 @@ def predict(arguments: list[str]) -> None:
         description="What a trained model says of texts, a JSON object a line: label and probability, tags and "
         "entities, a score, or a completion.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a run, such as runs/NAME, or the directory of a model")
+    _add_model(parser)
     parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="rows to predict: JSON lines, CSV, … or "
                         ".txt, a text a line; - or nothing: standard input, texts or JSON objects")  # fmt: skip
-    parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
+    _add_policy(parser)
     parser.add_argument("--text_column", default="text", help="column of the texts (default: text)")
     parser.add_argument("--max_new_tokens", type=int, default=40, help="of a language model (default: 40)")
     parser.add_argument("--output", metavar="FILE", help="write here instead of to standard output")
@@ -134,7 +146,9 @@ def predict(arguments: list[str]) -> None:
     say = Predictor(model_directory(given.model, given.policy), given.text_column, given.max_new_tokens)
     lines = (json.dumps(row, ensure_ascii=False) for row in say(read_rows(given.file, sys.stdin, given.text_column)))
     if given.output:
-        atomic_write_text(given.output, "".join(f"{line}\n" for line in lines))
+        written = list(lines)
+        atomic_write_text(given.output, "".join(f"{line}\n" for line in written))
+        print(f"{len(written)} rows  {given.output}")
     else:
         for line in lines:
             print(line)
@@ -147,9 +161,9 @@ def export(arguments: list[str]) -> None:
         description="Copy a model into a folder of its own, with a card that states data, objective, λ, seed and "
         "results. Plain transformers runs it.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a run, such as runs/NAME, or the directory of a model")
+    _add_model(parser)
     parser.add_argument("folder", metavar="FOLDER", help="where it goes")
-    parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
+    _add_policy(parser)
     parser.add_argument("--onnx", action="store_true", help="write model.onnx, too, of classifiers and reward models")
     given = parser.parse_args(arguments)
     be_calm()
@@ -171,12 +185,11 @@ def explain(arguments: list[str]) -> None:
         "both by deleting words.",
         epilog="A file has a text in each line, or (.jsonl) an object with text and maybe prompt, or messages.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a run, such as runs/NAME, or the directory of a model")
+    _add_model(parser)
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="what is said")
     parser.add_argument("--prompt", help="what it answers; to a policy the text is then its reply, else a user's")
     parser.add_argument("--file", help="explain the rows of this file, too")
-    parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
-    parser.add_argument("--reward", action="store_true", help="of such a run: its reward model instead")
+    _add_policy(parser, reward=True)
     parser.add_argument("--label", help="of a classifier: what speaks for this label or tag (default: the most "
                         "probable one)")  # fmt: skip
     parser.add_argument("--word", help="of a classifier of tokens: the tag of this word instead of each entity's first")
@@ -224,11 +237,10 @@ def probe(arguments: list[str]) -> None:
         "swapped, paraphrases), on parts of its data, and with names and pronouns exchanged.",
         epilog="FILE: text and label for a classifier, chosen and rejected for a reward model, messages for a policy.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a run, such as runs/NAME, or the directory of a model")
+    _add_model(parser)
     parser.add_argument("file", metavar="FILE", nargs="?", help="rows to judge by; without it, what its own run "
                         "kept: test data, episodes, pairs")  # fmt: skip
-    parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
-    parser.add_argument("--reward", action="store_true", help="of such a run: its reward model instead")
+    _add_policy(parser, reward=True)
     parser.add_argument("--label", help="of a classifier: look for differences in the probability of this label "
                         "(default: the right one)")  # fmt: skip
     parser.add_argument(
@@ -274,8 +286,7 @@ def prune(arguments: list[str]) -> None:
         "time of a text, before and after. Each result is a model's directory in RUN/pruned.",
     )
     parser.add_argument("run", metavar="RUN", help="a run of rlobj fit or rlobj run, such as runs/NAME")
-    parser.add_argument("--policy", help="of rlobj run: which (default: that of the largest λ)")
-    parser.add_argument("--reward_model", action="store_true", help="of rlobj run: its reward model")
+    _add_policy(parser, reward=True)
     parser.add_argument("--method", nargs="+", default=["neurons"], metavar="METHOD", help="magnitude (smallest "
                         "weights of the whole model), layer (of each layer), 2:4 (two of each four), heads, neurons, "
                         "int8; or several with + between: neurons+int8 (default: neurons)")  # fmt: skip
@@ -287,6 +298,8 @@ def prune(arguments: list[str]) -> None:
                         "how much the loss would change without them; or weights, their size (default: gradient)"
                         )  # fmt: skip
     given = parser.parse_args(arguments)
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"rlobj prune in {processes} processes: it is the work of one; start it without a launcher")
     be_calm()
     from pathlib import Path
 
@@ -294,4 +307,4 @@ def prune(arguments: list[str]) -> None:
 
     rest = (given.epochs, given.learning_rate, given.importance)
     wanted = ways(given.method, given.amount, *rest)
-    print("\n" + "\n".join(prune(Path(given.run), wanted, given.policy, given.reward_model)))
+    print("\n" + "\n".join(prune(Path(given.run), wanted, given.policy, given.reward)))

@@ -77,7 +77,7 @@ class Predictor:
                 yield {**row, **said}
 
     def _texts(self, rows: Sequence[Row]) -> list[Any]:
-        return [column_of(row, self.column, "text_column", f"row {number}") for number, row in enumerate(rows)]
+        return [column_of(row, self.column, "--text_column", f"row {number}") for number, row in enumerate(rows)]
 
     def _label_or_score(self, rows: Sequence[Row]) -> list[Row]:
         limit = limit_of(self.model, self.tokenizer)
@@ -85,9 +85,9 @@ class Predictor:
             self.model, self.tokenizer, [encode(self.tokenizer, str(text), limit) for text in self._texts(rows)]
         )
         if len(self.names) == 1:
-            return [{"score": float(each[0])} for each in found]
+            return [{"score": _in_short(each[0])} for each in found]
         p = softmax(np.stack(found), axis=1)
-        return [{"predicted": self.names[int(each.argmax())], "probability": float(each.max())} for each in p]
+        return [{"predicted": self.names[int(each.argmax())], "probability": _in_short(each.max())} for each in p]
 
     def _tags(self, rows: Sequence[Row]) -> list[Row]:
         words = [text.split() if isinstance(text, str) else [str(word) for word in text] for text in self._texts(rows)]
@@ -118,6 +118,11 @@ class Predictor:
                 pad_token_id=self.tokenizer.pad_token_id,
             )
         return str(self.tokenizer.decode(out[0, ids.size(1) :], skip_special_tokens=True))
+
+
+def _in_short(value: Any) -> float:
+    """To six digits: what is computed in float32 has hardly more."""
+    return float(f"{value:.6g}")
 
 
 def entities_in(words: Sequence[str], tags: Sequence[str]) -> list[dict[str, Any]]:

@@ -22,16 +22,25 @@ from rlobj.chat_format import IGNORED_LABEL
 from rlobj.controllers import Controller, Measured
 from rlobj.fit_config import FitConfig, FittedConfig, PretrainConfig, TaskName, learning_rate_of, validate_pretrain
 from rlobj.fit_data import HELD_OUT, plain_texts
-from rlobj.fit_report import fit_table, write_fit_report
+from rlobj.fit_report import fit_table, warnings_of, write_fit_report
 from rlobj.fit_tasks import LanguageModeling, TextClassification
 from rlobj.inference import limit_of
 from rlobj.lambdas import LambdaForm, as_lambda
-from rlobj.measuring_trainer import MeasuringTrainer, patience_of, trainer_arguments
+from rlobj.measuring_trainer import MeasuringTrainer, how_it_was_trained, patience_of, trainer_arguments
 from rlobj.objective import objective
 from rlobj.progress import say
 from rlobj.runs import atomic_write_json, graceful_signals, read_outputs
 from rlobj.schedules import checked_lambda
-from rlobj.self_supervised import MODEL, Batch, CausalNetwork, HiddenRows, MaskedNetwork, Network, performance_of
+from rlobj.self_supervised import (
+    MODEL,
+    Batch,
+    CausalNetwork,
+    HiddenRows,
+    MaskedNetwork,
+    Network,
+    performance_of,
+    run_within_forward,
+)
 from rlobj.splitting import split_rows
 from rlobj.stage_inputs import contents_of, named, weights_of
 from rlobj.stages import Stage, StageRunner
@@ -79,6 +88,7 @@ class SelfSupervisedTrainer(MeasuringTrainer):
         supervised: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
+        run_within_forward(network.model)
         super().__init__(network.model, *args, **kwargs)
         self.network, self.lambda_form, self.stream, self.supervised = network, lambda_sup, stream, supervised
         self.model_accepts_loss_kwargs = True  # losses come divided by the count of the global batch
@@ -88,23 +98,28 @@ class SelfSupervisedTrainer(MeasuringTrainer):
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Tensor:
         self._count_micro_batches()
-        P = self.performance(model, inputs, num_items_in_batch)
         lambda_sup = checked_lambda(self.lambda_form(self.state.global_step))
-        if self.stream is None or (lambda_sup == 0 and not isinstance(self.lambda_form, Controller)):
-            return -P  # 0·NaN is NaN
-        ell = self.supervised_loss(model)
-        self._ell += ell.item()
-        return objective(P, ell, lambda_sup)
+        with_ell = self.stream is not None and (lambda_sup > 0 or isinstance(self.lambda_form, Controller))
 
-    def performance(self, model: nn.Module, inputs: Batch, hidden: Tensor | None) -> Tensor:
+        def terms() -> tuple[Tensor, ...]:
+            P = self.performance(inputs, num_items_in_batch)
+            return (P, self.supervised_loss()) if with_ell else (P,)
+
+        P, *ell = model(within=terms)
+        if not ell:
+            return -P  # type: ignore[no-any-return]  # 0·NaN is NaN
+        self._ell += ell[0].item()
+        return objective(P, ell[0], lambda_sup)
+
+    def performance(self, inputs: Batch, hidden: Tensor | None) -> Tensor:
         """This micro-batch's share of P; the shares of all add up to the mean over what was hidden."""
         world = self.accelerator.num_processes
         count = (inputs["labels"] != IGNORED_LABEL).sum() if hidden is None else hidden
-        tokens, halves = self.network.log_probabilities(model, inputs)
+        tokens, halves = self.network.log_probabilities(inputs)
         P = tokens.sum() * (world / count.clamp(min=1))
         return P if halves is None else P + halves.mean() / self.current_gradient_accumulation_steps
 
-    def supervised_loss(self, model: nn.Module) -> Tensor:
+    def supervised_loss(self) -> Tensor:
         """This micro-batch's share of ℓ, as in `ObjectiveTrainer`."""
         assert self.stream is not None
         world, accumulation = self.accelerator.num_processes, self.current_gradient_accumulation_steps
@@ -112,9 +127,9 @@ class SelfSupervisedTrainer(MeasuringTrainer):
         rows, targets = self.stream.batch(self.state.global_step, part, world * accumulation)
         if not rows:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
-        return self.ell_sum(model, rows) * (world / targets)
+        return self.ell_sum(rows) * (world / targets)
 
-    def ell_sum(self, model: nn.Module, rows: list[SupervisedRow]) -> Tensor:
+    def ell_sum(self, rows: list[SupervisedRow]) -> Tensor:
         """Σ −log p over the targets of labelled rows, ()."""
         assert self.supervised is not None
         return supervised_loss_sum(self.supervised, rows, self.supervised)
@@ -125,9 +140,14 @@ class SelfSupervisedTrainer(MeasuringTrainer):
         else:
             self._micro, self._step, self._ell = 0, self.state.global_step, 0.0
 
+    def ell_of_step(self) -> float:
+        """ℓ of the latest step, over all processes."""
+        ell = torch.tensor(self._ell, device=self.accelerator.device)
+        return float(self.accelerator.reduce(ell, reduction="mean").item())
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self.stream is not None and "loss" in logs:
-            logs["objective/ell"] = self._ell
+            logs["objective/ell"] = self.ell_of_step()
             logs["objective/lambda_sup"] = self.lambda_form(max(self.state.global_step - 1, 0))
         super().log(logs, *args, **kwargs)
 
@@ -165,7 +185,9 @@ class _Pretraining(StageRunner[PretrainConfig]):
         source = self.config.text
 
         def read(file: str, limit: int | None) -> list[str]:
-            return [example.x for example in plain_texts(file, source.text_column, limit, source.only)]
+            return [
+                example.x for example in plain_texts(file, source.text_column, limit, source.only, "text.text_column")
+            ]
 
         if validation is None:
             kept, held_out = split_rows(read(train, source.limit), HELD_OUT, self.config.seed)
@@ -197,11 +219,13 @@ class _Pretraining(StageRunner[PretrainConfig]):
         self.do(stage, lambda: self.work(stage))
         outputs, report = read_outputs(stage.directory), self.directory / "report.html"
         if self.main:
-            write_fit_report(report, self.config.name, outputs)
+            write_fit_report(report, self.config.name, outputs, f"rlobj pretrain {self.directory / 'config.yaml'}")
             table = [{"name": part, **found["metrics"]} for part, found in outputs["measured"].items()]
             atomic_write_json(self.directory / "summary.json", {"table": table})
             say("")
             say(fit_table(outputs))
+            for warning in warnings_of(outputs):
+                say(f"warning: {warning}")
             say(f"\nreport  {report}\nmodel   {stage.directory}")
             say(f"go on:  rlobj fit RECIPE --policy.model {self.directory}")
         return report
@@ -219,7 +243,10 @@ class _Pretraining(StageRunner[PretrainConfig]):
             data_collator=rows.collate,
             train_dataset=rows,
             eval_dataset=[],
-            callbacks=[*patience_of(settings), *self.supervised_callbacks("text", {"loss": "L", "eval_P": "P"})],
+            callbacks=[
+                *patience_of(settings),
+                *self.supervised_callbacks("self-supervised", {"loss": "L", "eval_P": "P"}),
+            ],
             measure=lambda: {name: value for name, (value, *_) in performance_of(network, held_out).metrics.items()},
             lambda_sup=self.form,
             stream=self._stream(network),
@@ -227,7 +254,7 @@ class _Pretraining(StageRunner[PretrainConfig]):
         )
         if isinstance(self.form, Controller):
             trainer.add_callback(Steering(self.form, self._ell(network, "train")))
-            trainer.add_callback(TellController(self.form, lambda: trainer._ell))
+            trainer.add_callback(TellController(self.form, trainer.ell_of_step))
         quiet(trainer)
         trainer.train(resume_from_checkpoint=self.resume(stage))
         self.stop_if_asked()
@@ -263,7 +290,8 @@ class _Pretraining(StageRunner[PretrainConfig]):
     def _outputs(self, network: Network, trainer: Any, measured: Mapping[str, Any]) -> dict[str, Any]:
         parameters = sum(p.numel() for p in network.model.parameters())
         facts = {"texts": f"{len(self.train)} to learn from, {len(self.held_out)} held out"}
-        facts |= {"λ": str(self.config.objective.lambda_sup), "seed": str(self.config.seed), "rlobj": __version__}
+        facts |= {"λ": str(self.config.objective.lambda_sup), "parameters": f"{parameters:,}"}
+        facts |= how_it_was_trained(self.config.pretrain, trainer, self.config.policy)
         names = [name for found in measured.values() for name in found["metrics"]]
         return {
             "task": f"−P(T) + λℓ, P of {self.config.objective.performance} tokens",

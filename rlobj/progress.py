@@ -25,10 +25,11 @@ def say(line: str) -> None:
 class _Bar(tqdm):
     """A bar on a terminal; elsewhere, such as in a log file, a line now and then, and one when it ends."""
 
-    def __init__(self, name: str, total: int, main: bool) -> None:
+    def __init__(self, name: str, total: int, main: bool, unit: str) -> None:
         self.n = 0
         super().__init__(total=total, desc=f"  {name}", bar_format=BAR, disable=None if main else True)
         self.name, self.whole, self.began, self.latest = name, total, time.monotonic(), ""
+        self.of = f" {unit}" if unit else ""
         self.next_line = self.began + LINE_EVERY
 
     def advance(self, done: int) -> None:
@@ -38,7 +39,7 @@ class _Bar(tqdm):
         now = time.monotonic()
         if self.disable and now >= self.next_line and done < self.whole:
             self.next_line = now + LINE_EVERY
-            say(f"  {self.name}: {done} of {self.whole} in {now - self.began:.0f} s{self.latest}")
+            say(f"  {self.name}: {done} of {self.whole}{self.of} in {now - self.began:.0f} s{self.latest}")
 
     def show(self, figures: str) -> None:
         """The figures that stand behind the bar from now on."""
@@ -47,14 +48,14 @@ class _Bar(tqdm):
 
 
 @contextmanager
-def bar(name: str, total: int) -> Iterator[_Bar]:
-    """A progress bar over `total` steps."""
-    with _Bar(name, total, PartialState().is_main_process) as progress:
+def bar(name: str, total: int, unit: str = "") -> Iterator[_Bar]:
+    """A progress bar over a total of units."""
+    with _Bar(name, total, PartialState().is_main_process, unit) as progress:
         yield progress
         hidden, done = progress.disable, progress.n
     if hidden:
         of = "" if done == total else f" of {total}"
-        say(f"  {name}: {done}{of} in {time.monotonic() - progress.began:.0f} s{progress.latest}")
+        say(f"  {name}: {done}{of}{progress.of} in {time.monotonic() - progress.began:.0f} s{progress.latest}")
 
 
 class TrainingBar(TrainerCallback):
@@ -66,7 +67,7 @@ class TrainingBar(TrainerCallback):
         self._bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._context = bar(self.name, state.max_steps)
+        self._context = bar(self.name, state.max_steps, "steps")
         self._bar = self._context.__enter__()
         self._bar.advance(state.global_step)
 

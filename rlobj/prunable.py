@@ -107,7 +107,9 @@ class FittedModel(PrunableModel):
     def __init__(self, run: Path) -> None:
         config = replace(read_recipe(FitConfig, str(run / "config.yaml")), output_dir=str(run.parent), name=run.name)
         self.whole, data = run / "model", config.data
-        self.config = replace(config, policy=replace(config.policy, model=str(self.whole), peft=None))
+        adapted = config.policy.peft is not None  # at a rate that is none for all weights
+        settings = replace(config.fit, learning_rate=None) if adapted else config.fit
+        self.config = replace(config, policy=replace(config.policy, model=str(self.whole), peft=None), fit=settings)
         self.metric = metric_of(config)
         self.inputs = contents_of([data.train, data.validation, data.test])
 
@@ -132,7 +134,7 @@ class FittedModel(PrunableModel):
         config = replace(config, fit=fit)
         rate = learning_rate_of(fit, config.policy)
         arguments = trainer_arguments(fit, rate, metric, config.seed, stage.checkpoints)
-        watched = runner.supervised_callbacks("labels", {"loss": "ℓ", f"eval_{metric}": metric})
+        watched = runner.supervised_callbacks("supervised", {"loss": "ℓ", f"eval_{metric}": metric})
         trainer = supervised_trainer(config, self.task, model, self.tokenizer, arguments, watched)
         quiet(trainer)
         trainer.train(resume_from_checkpoint=runner.resume(stage))

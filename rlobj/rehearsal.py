@@ -30,13 +30,14 @@ from rlobj.self_supervised import Batch, Network
 from rlobj.supervised import SupervisedRow
 
 
-def log_probabilities(logits: Tensor, labels: Tensor, task: SupervisedTask) -> Tensor:
+def log_probabilities(logits: Tensor, labels: Tensor, task: SupervisedTask, smoothing: float = 0.0) -> Tensor:
     """log p of each target, (B,), or of all those that are (N,): of a label, a tag, the next token; of a number
     −(ŷ − y)², in units of the old data's deviation: twice that of a Gaussian, but for a constant.
 
     Args:
         logits: (B, K) or (B, T, K).
         labels: (B,) or (B, T), IGNORED_LABEL where there is no target.
+        smoothing: share of each target that all labels have a part of.
     """
     logits = logits.float()
     if isinstance(task, Regression):
@@ -44,7 +45,7 @@ def log_probabilities(logits: Tensor, labels: Tensor, task: SupervisedTask) -> T
     if isinstance(task, LanguageModeling):
         logits, labels = logits[:, :-1], labels[:, 1:]
     kept = labels != IGNORED_LABEL
-    return -F.cross_entropy(logits[kept], labels[kept], reduction="none")
+    return -F.cross_entropy(logits[kept], labels[kept], reduction="none", label_smoothing=smoothing)
 
 
 class RehearsedNetwork(Network):
@@ -58,15 +59,15 @@ class RehearsedNetwork(Network):
         self.task, self.model, self.tokenizer, self.supervised = task, model, tokenizer, None
         self.pad = task.collator(tokenizer)
 
-    def log_probabilities(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def log_probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
-        return log_probabilities(model(**inputs).logits, batch["labels"], self.task), None
+        return log_probabilities(self.model(**inputs).logits, batch["labels"], self.task), None
 
-    def ell_sum(self, model: nn.Module, rows: Sequence[SupervisedRow]) -> Tensor:
+    def ell_sum(self, rows: Sequence[SupervisedRow]) -> Tensor:
         """Σ −log p over the targets of old rows, ()."""
         batch = self.pad([self._encoded(row) for row in rows])
         here = {name: values.to(self.model.device) for name, values in batch.items()}
-        return -self.log_probabilities(model, here)[0].sum()
+        return -self.log_probabilities(here)[0].sum()
 
     def old_rows(self, encoded: Sequence[Encoded]) -> list[SupervisedRow]:
         """Encoded examples as rows of the stream, those without a target left out."""

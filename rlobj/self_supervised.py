@@ -8,9 +8,10 @@ Legend: B texts, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -67,7 +68,7 @@ class Network:
     tokenizer: PreTrainedTokenizerBase
     supervised: PreTrainedModel | None
 
-    def log_probabilities(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def log_probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Of each text Σ log p of its hidden tokens, (B,); and log p of what its halves are, (B,), or None."""
         raise NotImplementedError
 
@@ -82,6 +83,21 @@ class Network:
     def save(self, run_dir: Path) -> None:
         """Write the model and, where there is one, the supervised model."""
         raise NotImplementedError
+
+
+def run_within_forward(model: PreTrainedModel) -> None:
+    """Let a model's forward pass run a computation that takes more than one of its own: `model(within=f)` is `f()`.
+
+    The wrapper that adds up the gradients of several processes looks at one forward pass, and goes wrong where
+    parameters take part beside it.
+    """
+    plain = model.forward
+
+    @functools.wraps(plain)
+    def forward(*args: Any, within: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs) if within is None else within()
+
+    model.forward = forward  # type: ignore[method-assign]
 
 
 class CausalNetwork(Network):
@@ -102,8 +118,9 @@ class CausalNetwork(Network):
     def collate(self, rows: Sequence[Any], seed: int) -> Batch:
         return dict(self.pad(list(rows)))
 
-    def log_probabilities(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    def log_probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = self.model(**inputs, use_cache=False).logits
         labels = batch["labels"][:, 1:]
         hidden = labels != IGNORED_LABEL
         return log_probability_sums(logits[:, :-1][hidden], labels[hidden], hidden.nonzero()[:, 0], len(labels)), None
@@ -187,7 +204,7 @@ class MaskedNetwork(Network):
             torch.manual_seed(seed)
             return dict(self.mask(encoded))
 
-    def log_probabilities(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def log_probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         labels, seen = batch["labels"], []
         hidden = labels != IGNORED_LABEL
 
@@ -201,7 +218,7 @@ class MaskedNetwork(Network):
         hook = getattr(self.model, self.model.base_model_prefix).register_forward_hook(keep_the_hidden)
         try:
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
-            logits = model(**inputs).logits[0]
+            logits = self.model(**inputs).logits[0]
         finally:
             hook.remove()
         tokens = log_probability_sums(logits, labels[hidden], hidden.nonzero()[:, 0], len(labels))
@@ -265,7 +282,7 @@ def performance_of(network: Network, rows: Sequence[Any], batch_size: int = 64) 
         batch = {name: each.to(model.device) for name, each in made.items()}
         counts = (batch["labels"] != IGNORED_LABEL).sum(1)
         with evaluating(model):
-            tokens, halves = network.log_probabilities(model, batch)
+            tokens, halves = network.log_probabilities(batch)
         values += (tokens / counts)[counts > 0].tolist()  # a short text may have nothing hidden
         right += [] if halves is None else (halves > math.log(0.5)).tolist()
     metrics = {"P": bootstrap_mean(values)}

@@ -70,6 +70,13 @@ def test_help_names_every_field_with_its_meaning(capsys: pytest.CaptureFixture[s
     assert "--training.trl TRL any other field of trl.GRPOConfig" in said
 
 
+@pytest.mark.parametrize("verb", ["run", "fit", "pretrain"])
+def test_help_asks_for_nothing_that_a_recipe_gives(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([verb, "--help"])
+    said = capsys.readouterr().out
+    assert "[--name NAME]" in said and "required" not in said
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"rlobj {rlobj.__version__}\n"

@@ -125,6 +125,47 @@ def test_the_report_and_the_terminal(run: Path, home: Path, capsys: pytest.Captu
     assert "λ = 1  old" in said and "before" in said
 
 
+def test_a_continued_run_is_gone_on_with(run: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A third set of labels; both that were learned before are rehearsed, and judged each by itself."""
+    last = write(home / "last.jsonl", [{**row, "label": f"no-{row['label']}", "text": f"not {row['text']}"}
+                                       for row in rows(NEW)])  # fmt: skip
+    command = ["continue", str(run), "--data", str(last), "--lambda_sup", "0", "1", *MORE]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "– : before, the model had not all of these labels" in said
+    again = home / "old-continued-2"
+    table = table_of(again)
+    for side in ("old 1", "old 2"):
+        plain, rehearsed = (table[f"λ = {value}", side, "accuracy"] for value in (0, 1))
+        assert plain["before"] == rehearsed["before"] and plain["before"][0] > 0.9, "that of λ = 1"
+        assert plain["after"][0] < 0.5 < 0.9 < rehearsed["after"][0]
+    assert table["λ = 1", "new", "accuracy"]["after"][0] > 0.9
+    names = names_of("text-classification", str(lambda_directory(again, 1.0)))
+    assert len(names) == 9 and names[:6] == names_of("text-classification", str(lambda_directory(run, 1.0)))
+    report = (again / "report.html").read_text()
+    files = [f"<dt>old {n}: data</dt><dd>{home / name}</dd>" for n, name in ((1, "old.jsonl"), (2, "new.jsonl"))]
+    for line in (*files, "– : before, the model had not all", "accuracy, old 2 data", "<dd>0.008</dd>",
+                 f"rlobj continue {run} --config {again / 'config.yaml'}"):  # fmt: skip
+        assert line in report
+    assert main(["continue", str(run), "--config", str(again / "config.yaml")]) == 0
+    assert capsys.readouterr().out.count("done before, inputs unchanged") == 3
+    told = continued(again, Path("x"))
+    assert told["name"] == "old-continued-3"
+    assert [each["train"] for each in (*told["older"], told["old"])] == [
+        str(home / name) for name in ("old.jsonl", "new.jsonl", "last.jsonl")
+    ]
+    assert main([*command, "--older", "[{trains: x}]"]) == 2
+    assert "older has 'trains'; did you mean 'train'?: expected the fields of old" in capsys.readouterr().err
+
+
+def test_where_a_run_lies_is_said_as_it_was_given(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    assert continued("old", Path("old/model"))["output_dir"] == "."
+    monkeypatch.chdir(home / "old")
+    told = continued(".", Path("model"))
+    assert told["output_dir"] == str(home) and told["name"] == "old-continued"
+
+
 FORM = "lagrange:factor=0.1,start=0.5,ki=0.5"
 
 
@@ -318,8 +359,9 @@ def test_mistakes_are_told_before_anything_is_trained(
 def test_what_is_no_run_to_go_on_with(home: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no config\.yaml: expected the folder of a run"):
         continued(tmp_path, tmp_path)
-    with pytest.raises(ValueError, match="is no run of rlobj fit or rlobj run"):
-        continued(run, tmp_path)
+    (tmp_path / "config.yaml").write_text("text: {train: x}\n")
+    with pytest.raises(ValueError, match="is no run of rlobj fit, run or continue"):
+        continued(tmp_path, tmp_path)
     (tmp_path / "config.yaml").write_text("env: {id: rlobj/CustomerService-v0}\ndata: {train: null}\n")
     with pytest.raises(ValueError, match="learned from what its environment made, not from a file"):
         continued(tmp_path, tmp_path)

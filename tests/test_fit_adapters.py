@@ -16,7 +16,8 @@ from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 
 from rlobj.adapters import MERGED, METHODS, RankUpdate
 from rlobj.cli import main
-from rlobj.fit_config import FitConfig
+from rlobj.continue_config import continued
+from rlobj.fit_config import ADAPTER_RATES, FitConfig, FitSettings, FittedConfig, learning_rate_of
 from rlobj.fit_tasks import TextClassification
 from rlobj.fitting import fit
 from rlobj.loading import load_model
@@ -85,6 +86,19 @@ def test_an_adapter_is_learned_saved_and_says_the_same_again(config, encoder, me
         ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
         with torch.inference_mode():
             np.testing.assert_allclose(plain(ids).logits, model(ids).logits, atol=1e-6)
+
+
+def test_a_learning_rate_that_is_not_given_is_the_methods_own(config, encoder, tmp_path) -> None:
+    assert set(ADAPTER_RATES) == set(METHODS)
+    for method, rate in ADAPTER_RATES.items():
+        assert learning_rate_of(FitSettings(), FittedConfig(str(encoder), peft={"method": method, "x": 1})) == rate
+    assert learning_rate_of(FitSettings(), FittedConfig(str(encoder))) == 2e-5 < min(ADAPTER_RATES.values())
+    assert learning_rate_of(FitSettings(learning_rate=0.1), FittedConfig(str(encoder), peft={"method": "ia3"})) == 0.1
+    report = fit(config(encoder, "{method: ia3}", fit__learning_rate="null", fit__epochs=1))
+    assert "<dt>learning rate</dt><dd>0.003</dd>" in (page := report.read_text()), "and the report says so"
+    assert "<dt>adapter</dt><dd>method ia3</dd>" in page and ", peft " in page
+    told = continued(report.parent, report.parent / "model")
+    assert told["fit"]["learning_rate"] == 2e-5, "rlobj continue trains all weights of what was merged"
 
 
 @pytest.mark.parametrize("method", MERGED)
@@ -162,3 +176,12 @@ def test_an_adapter_whose_base_is_gone_says_so(config, encoder, tmp_path) -> Non
     shutil.rmtree(base)
     with pytest.raises(ValueError, match=f"is an adapter of {base}, where no model is any more"):
         load_model(directory)
+
+
+def test_what_is_no_whole_model_is_not_trained_further(config, encoder, tmp_path, capsys) -> None:
+    run = fit(config(encoder, "{method: prompt}", fit__epochs=1)).parent
+    capsys.readouterr()
+    assert main(["continue", str(run), "--data", str(tmp_path / "rows.jsonl")]) == 2
+    assert main(["fit", "bert-classifier", f"--policy.model={run}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("an adapter beside a model, on which nothing is trained further") == 2

@@ -9,15 +9,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from rlobj import __version__
 from rlobj.cli import main
 from rlobj.fit_config import FitConfig
 from rlobj.fit_data import augmented, classified, read_synonyms, tagged, written
 from rlobj.fit_tasks import TextClassification
 from rlobj.fitting import fit
+from rlobj.measures import classification, entities, regression
 from rlobj.prediction import Predictor
 from rlobj.progress import StopWhenAsked
 from rlobj.recipes import read_recipe
@@ -79,6 +82,55 @@ def test_labels_of_texts_are_learned_and_reported(config) -> None:
         assert said in page
     model = AutoModelForSequenceClassification.from_pretrained(report.parent / "model")
     assert sorted(model.config.label2id) == sorted(COLOURS)
+
+
+def test_the_report_says_how_it_was_trained_and_how_to_do_so_again(config, capsys) -> None:
+    report = fit(config(fit__epochs=1, fit__trainer__weight_decay=0.1, seed=3))
+    page, directory = report.read_text(), report.parent
+    for said in (
+        "<dt>learning rate</dt><dd>0.005</dd>",
+        "<dt>epochs</dt><dd>1 of 1, 10 optimiser steps</dd>",
+        "<dt>batch</dt><dd>16 rows</dd>",
+        "weight_decay 0.1",
+        "<dt>seed</dt><dd>3</dd>",
+        f"rlobj {__version__}, torch {torch.__version__}, transformers",
+        f"<dt>made by</dt><dd>rlobj fit {directory / 'config.yaml'}</dd>",
+    ):
+        assert said in page
+    assert "supervised: 10 steps in" in capsys.readouterr().out
+    assert main(["fit", str(directory / "config.yaml")]) == 0
+    assert "done before, inputs unchanged" in capsys.readouterr().out
+
+
+def test_a_model_that_tells_nothing_apart_is_told_of(config, capsys) -> None:
+    report = fit(config(fit__learning_rate=1e-9, fit__epochs=1))
+    warning = re.search(r"warning: the model says '(\w+)' of every row of the .*test data", capsys.readouterr().out)
+    assert warning and warning[1] in COLOURS and "Warning: the model says" in report.read_text()
+    columns = {"data__text_column": "words", "data__label_column": "tags"}
+    fit(config("token-classification", **columns, fit__epochs=6, name="tagged"))
+    assert "warning" not in capsys.readouterr().out
+    alike = classification(np.array([0, 1, 1]), np.array([[2.0, 1.0]] * 3), ["a", "b"], resamples=0)
+    assert alike.same == "says 'a' of every row"
+    assert not classification(np.array([0, 0]), np.array([[2.0, 1.0]] * 2), ["a", "b"], resamples=0).same
+    assert entities([["B-x", "O"]], [["O", "O"]], [0.1], resamples=0).same == "finds no entity in any row"
+    assert not entities([["O", "O"]], [["O", "O"]], [0.1], resamples=0).same, "there is none"
+    assert regression(np.array([1.0, 2.0]), np.array([1.5, 1.5]), resamples=0).same == "says 1.5 of every row"
+
+
+@pytest.mark.parametrize("task", ["text-classification", "regression", "token-classification"])
+def test_ell_is_divided_by_the_whole_batch_however_it_is_split(config, task) -> None:
+    columns = {"regression": {"data__label_column": "score"},
+               "token-classification": {"data__text_column": "words", "data__label_column": "tags"}}  # fmt: skip
+    settings = {"fit__trainer__max_steps": 1, "fit__trainer__logging_steps": 1, "fit__trainer__eval_strategy": "steps"}
+    settings |= {"fit__trainer__save_strategy": "steps", **columns.get(task, {})}
+    found = []
+    for size, parts in ((16, 1), (4, 4)):
+        split = {"fit__batch_size": size, "fit__trainer__gradient_accumulation_steps": parts, "name": f"in-{parts}"}
+        history = read_outputs(fit(config(task, **split, **settings)).parent / "model")["history"]
+        found.append(next(log for log in history if "loss" in log))
+    one, four = found
+    assert four["loss"] == pytest.approx(one["loss"], rel=0.3), "but for dropout"
+    assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=0.5)
 
 
 def test_the_best_epoch_is_kept_not_the_last(config) -> None:

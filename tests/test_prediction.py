@@ -68,16 +68,18 @@ def test_standard_input_and_files(tmp_path, capsys, monkeypatch) -> None:
     assert main(["predict", str(tmp_path / "run")]) == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["text"] for row in said] == ["a cat", "a dog", "{not json"] and said[1]["id"] == 7
+    assert all(len(str(row["probability"])) <= len("0.123456") for row in said)
     (tmp_path / "rows.csv").write_text("said,n\na cat,1\na dog,2\n")
     out = tmp_path / "said.jsonl"
     arguments = [str(model), str(tmp_path / "rows.csv"), "--text_column", "said", "--output", str(out)]
     assert main(["predict", *arguments]) == 0
+    assert capsys.readouterr().out == f"2 rows  {out}\n"
     assert [json.loads(line)["n"] for line in out.read_text().splitlines()] == ["1", "2"]
     (tmp_path / "rows.txt").write_text("a cat\n")
     assert main(["predict", str(model), str(tmp_path / "rows.txt")]) == 0
     assert json.loads(capsys.readouterr().out)["predicted"] in LABELS
     assert main(["predict", str(model), str(tmp_path / "rows.csv")]) == 2
-    assert "data.text_column is 'text'" in capsys.readouterr().err
+    assert "--text_column is 'text'" in capsys.readouterr().err
 
 
 def test_where_a_model_is(tmp_path) -> None:

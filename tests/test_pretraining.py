@@ -61,7 +61,7 @@ def test_the_head_reads_hidden_tokens_alone_and_says_the_same(config) -> None:
     network.model.eval()
     batch = network.collate(run.train[:32], seed=1)
     with torch.no_grad():
-        found, _ = network.log_probabilities(network.model, batch)
+        found, _ = network.log_probabilities(batch)
         whole = network.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     logps = whole.log_softmax(-1).gather(2, batch["labels"].clamp(min=0)[..., None])[..., 0]
     expected = (logps * (batch["labels"] != -100)).sum(1)

@@ -1,4 +1,4 @@
-"""Several processes: one that fails takes the others with it, within a bound."""
+"""Several processes: one that fails takes the others with it, within a bound; all verbs that train do as one does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,13 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
 from small import fixed_reward, fixed_rollout, small_args, small_policy, small_prompts, small_rows
+from test_fitting import rows
+from transformers import BertForMaskedLM
 
 import rlobj
 from rlobj.checkpoints import newest_whole_checkpoint
-from rlobj.policies import load_tokenizer
+from rlobj.cli import main
+from rlobj.policies import load_tokenizer, make_encoder, make_encoder_tokenizer, save_policy
 from rlobj.results import load_summary
 from rlobj.trainer import ObjectiveTrainer
 
@@ -130,3 +134,62 @@ def test_split_parameters_learn_what_whole_ones_do(tmp_path):
         assert torch.equal(weights, again[name]), "a resume is exact"
         torch.testing.assert_close(weights, one.model.state_dict()[name], rtol=1e-4, atol=1e-6)
         assert name not in before or not torch.equal(weights, before[name]), "it has learned"
+
+
+def commands(runs: Path, data: Path, **split: int) -> list[list[str]]:
+    """Supervised and self-supervised trainings of the same global batches, and what is trained on after them."""
+
+    def told(settings: dict[str, Any], section: str) -> list[str]:
+        batch = {"batch_size": 4, "epochs": 2, "learning_rate": 0.3, "trainer.optim": "sgd"}
+        named = {f"{section}.{name}": value for name, value in {**batch, **split}.items()}
+        return [f"--{name}={value}" for name, value in {"output_dir": runs, **named, **settings}.items()]
+
+    model = {"policy.model": data / "encoder", "policy.max_length": 32}
+    files = {f"data.{part}": data / f"{part}.jsonl" for part in ("train", "validation", "test")}
+    words = {"task": "token-classification", "data.text_column": "words", "data.label_column": "tags"}
+    texts = {f"text.{part}": data / f"{part}.jsonl" for part in ("train", "validation")}
+    both = {"objective.next_sentence": "true", "objective.lambda_sup": 0.5, "objective.supervised_batch_size": 7}
+    more = ["--data", str(data / "new.jsonl"), "--lambda_sup", "0", "1", "lagrange:factor=0.5,start=0.5"]
+    return [
+        ["fit", "bert-classifier", *told({"name": "texts", **model, **files}, "fit")],
+        ["fit", "bert-classifier", *told({"name": "words", **model, **files, **words}, "fit")],
+        ["pretrain", "masked", *told({"name": "masked", **model, **files, **texts, **both}, "pretrain")],
+        ["continue", str(runs / "texts"), *more, *told({}, "fit")],
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_fit_pretrain_and_continue_as_one_does(tmp_path):
+    """The same batches in two parts by one process, and by two: the same weights, and the same figures of test data
+    that no number of processes divides."""
+    sizes = {"train": 40, "validation": 17, "test": 23, "new": 50}
+    for part, size in sizes.items():
+        made = [{**row, "label": f"{part} {row['label']}" if part == "new" else row["label"]} for row in rows(size)]
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    texts = [row["text"] for row in rows(40)]
+    tokenizer = make_encoder_tokenizer(texts, vocab_size=350, max_length=32)
+    encoder = make_encoder(tokenizer, ["a"], hidden_size=16, layers=1, heads=2, max_length=32, seed=0,
+                           head=BertForMaskedLM)  # fmt: skip
+    encoder.config.hidden_dropout_prob = encoder.config.attention_probs_dropout_prob = 0.0
+    save_policy(encoder, tokenizer, tmp_path / "encoder")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for command in commands(one, tmp_path, **{"trainer.gradient_accumulation_steps": 2}):
+        assert main(command) == 0
+    done = launched("verbs_of_ranks.py", json.dumps(commands(two, tmp_path)), timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("[1/1] fit: text-classification") == 1, "one of them speaks"
+    found = sorted(path.relative_to(one) for path in one.rglob("model.safetensors"))
+    assert len(found) == 2 + 2 + 3, "a classifier beside the masked model, and one for each λ"
+    for path in found:
+        here, there = load_file(one / path), load_file(two / path)
+        for name, weights in here.items():
+            torch.testing.assert_close(weights, there[name], rtol=1e-3, atol=1e-5, msg=f"{path}: {name}")
+    for path in one.glob("*/summary.json"):
+        tables = [json.loads((runs / path.relative_to(one)).read_text())["table"] for runs in (one, two)]
+        assert str(tables[0]).count("[") > 4
+        assert figures_of(tables[0]) == pytest.approx(figures_of(tables[1]), rel=1e-3, abs=1e-4)
+
+
+def figures_of(table: list[dict[str, Any]]) -> list[float]:
+    """All the numbers of a summary."""
+    return [x for row in table for value in row.values() if not isinstance(value, str) for x in value if x is not None]

@@ -22,6 +22,12 @@ def test_without_a_terminal_long_work_says_a_line_now_and_then_and_one_at_its_en
     ]
 
 
+def test_optimiser_steps_are_called_so(capsys):
+    with bar("supervised", 3, "steps") as each:
+        each.advance(2)
+    assert "supervised: 2 of 3 steps in" in capsys.readouterr().out
+
+
 def test_work_that_was_ended_early_says_how_far_it_came(capsys):
     with bar("supervised", 3) as each:
         each.advance(2)

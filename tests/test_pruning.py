@@ -345,6 +345,12 @@ def test_mistakes_are_told_at_once(run, arguments, message, capsys) -> None:
     assert message in capsys.readouterr().err
 
 
+def test_one_process_prunes(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["prune", str(tmp_path)]) == 2
+    assert "rlobj prune in 2 processes: it is the work of one" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_run_is_told(tmp_path, capsys) -> None:
     assert main(["prune", str(tmp_path)]) == 2
     assert "holds no finished run of rlobj fit or rlobj run" in capsys.readouterr().err
@@ -354,7 +360,7 @@ def test_a_folder_without_a_run_is_told(tmp_path, capsys) -> None:
 def test_policies_and_reward_models_of_a_run(tmp_path, capsys) -> None:
     folder = small_run("customer-service", tmp_path, objective__lambda_sup="[0.3]", env__eval_episodes=8).parent
     assert main(["prune", str(folder), "--method", "heads", "neurons", "int8"]) == 0
-    assert main(["prune", str(folder), "--reward_model", "--method", "neurons", "int8"]) == 0
+    assert main(["prune", str(folder), "--reward", "--method", "neurons", "int8"]) == 0
     said = capsys.readouterr().out
     assert "8 held-out episodes" in said and "16 tokens, on" in said and "held-out pairs accuracy" in said
     for name, ways in (("lambda=0.3", 3), ("reward_model", 2)):

@@ -70,7 +70,7 @@ def run_parser(recipe: Path | None = None, kind: type = RunConfig) -> ArgumentPa
     defaults = [] if recipe is None else [str(recipe)]
     parser = ArgumentParser(
         prog=f"rlobj {VERBS[kind]} RECIPE",
-        description="Train a policy as a recipe says. RECIPE: a name from `rlobj list`, or a YAML file.",
+        description="Train as a recipe says. RECIPE: a name from `rlobj list`, or a YAML file.",
         default_config_files=defaults,
         exit_on_error=False,
     )
@@ -80,6 +80,15 @@ def run_parser(recipe: Path | None = None, kind: type = RunConfig) -> ArgumentPa
     for name, section in sections.items():
         parser.add_class_arguments(section, name)
     return parser
+
+
+def help_text(kind: type, recipe: Path | None) -> str:
+    """What every field is, and its default. None is called required: a recipe gives those that have no default."""
+    parser = run_parser(recipe, kind)
+    for action in parser._actions:
+        action.required = False
+    text: str = parser.format_help()
+    return text
 
 
 def recipe_path(name_or_path: str, kind: type = RunConfig) -> Path:
