@@ -29,6 +29,7 @@ class MeasuringTrainer(Trainer):
     def __init__(self, *args: Any, measure: Callable[[], Mapping[str, float]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._measure = measure
+        self.add_callback(TellEpoch())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         (measured,) = broadcast_object_list([dict(self._measure())])
@@ -36,6 +37,16 @@ class MeasuringTrainer(Trainer):
         self.log(found)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+
+class TellEpoch(TrainerCallback):
+    """Tell a data set that changes from epoch to epoch which it is: of several processes accelerate tells the sampler
+    alone."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        dataset = kwargs["train_dataloader"].dataset
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch or 0))
 
 
 def trainer_arguments(
