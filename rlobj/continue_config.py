@@ -64,6 +64,9 @@ class ContinueConfig:
         return {f"old {n}" if self.older else "old": source for n, source in enumerate(sources, 1)}
 
 
+_OF = "fit, run or continue"
+
+
 def continued(run: str | Path, policy: Path) -> dict[str, Any]:
     """The configuration to begin with, as nested mappings: what a run of `rlobj fit`, `rlobj run` or `rlobj continue`
     was told, and its model.
@@ -111,9 +114,6 @@ def continued(run: str | Path, policy: Path) -> dict[str, Any]:
     }
 
 
-_OF = "fit, run or continue"
-
-
 def _without_changes(source: dict[str, Any]) -> dict[str, Any]:
     """Old rows are rehearsed as they are."""
     return {name: value for name, value in source.items() if name != "augment"}
@@ -152,8 +152,8 @@ def validate_continue(config: ContinueConfig) -> None:
         if source.train is None:
             raise ValueError(f"{key}.train is null: give a file with {flag}")
         check_labelled(source, config.task, key)
-    if config.old.augment:
-        raise ValueError(f"old.augment is {config.old.augment}: old rows are rehearsed as they are; leave it out")
+        if source.augment and key != "data":
+            raise ValueError(f"{key}.augment is {source.augment}: old rows are rehearsed as they are; leave it out")
     objective = config.objective
     at_least("objective.supervised_batch_size", objective.supervised_batch_size, 1)
     if objective.rows is not None:

@@ -23,9 +23,9 @@ def _add_model(parser: Parser) -> None:
 
 def _add_policy(parser: Parser, reward: bool = False) -> None:
     """Which of the models of a run."""
-    parser.add_argument("--policy", help="of a run by reinforcement learning: which (default: that of the largest λ)")
+    parser.add_argument("--policy", help="of a run of rlobj run or continue: which (default: that of the largest λ)")
     if reward:
-        parser.add_argument("--reward", action="store_true", help="of such a run: its reward model instead")
+        parser.add_argument("--reward", action="store_true", help="of a run of rlobj run: its reward model instead")
 
 
 def fit(arguments: list[str]) -> None:
