@@ -115,11 +115,10 @@ class _Fit(StageRunner[FitConfig]):
         if config.policy.peft is None:
             return model
         assert config.policy.model is not None
-        asked = config.fit.trainer
-        rows_a_step = config.fit.batch_size * asked.get("gradient_accumulation_steps", 1) * self.processes
+        parts = config.fit.trainer.get("gradient_accumulation_steps", 1)
+        rows_a_step = config.fit.batch_size * parts * self.processes
         steps = math.ceil(len(self.task.parts["train"]) / rows_a_step) * config.fit.epochs
-        steps = asked["max_steps"] if asked.get("max_steps", -1) > 0 else math.ceil(steps)
-        adapter = self._adapter(steps, trained_whole(model, config.policy.model))
+        adapter = self._adapter(math.ceil(steps), trained_whole(model, config.policy.model))
         return with_adapter(model, adapter, config.policy.model)
 
     def work(self, stage: Stage) -> dict[str, Any]:

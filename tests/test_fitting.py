@@ -121,13 +121,13 @@ def test_a_model_that_tells_nothing_apart_is_told_of(config, capsys) -> None:
 def test_ell_is_divided_by_the_whole_batch_however_it_is_split(config, task) -> None:
     columns = {"regression": {"data__label_column": "score"},
                "token-classification": {"data__text_column": "words", "data__label_column": "tags"}}  # fmt: skip
-    settings = {"fit__trainer__max_steps": 1, "fit__trainer__logging_steps": 1, "fit__trainer__eval_strategy": "steps"}
-    settings |= {"fit__trainer__save_strategy": "steps", **columns.get(task, {})}
+    settings = {"data__limit": 20, "fit__epochs": 1, "fit__trainer__logging_steps": 1, **columns.get(task, {})}
     found = []
     for size, parts in ((16, 1), (4, 4)):
         split = {"fit__batch_size": size, "fit__trainer__gradient_accumulation_steps": parts, "name": f"in-{parts}"}
-        history = read_outputs(fit(config(task, **split, **settings)).parent / "model")["history"]
-        found.append(next(log for log in history if "loss" in log))
+        outputs = read_outputs(fit(config(task, **split, **settings)).parent / "model")
+        assert outputs["best"]["step"] == 1, "16 rows of the 20 are for training"
+        found.append(next(log for log in outputs["history"] if "loss" in log))
     one, four = found
     assert four["loss"] == pytest.approx(one["loss"], rel=0.3), "but for dropout"
     assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=0.5)
