@@ -18,17 +18,12 @@ def require_model(what: str, path: str | os.PathLike[str]) -> None:
         what: what it is called in the error, such as policy.model.
 
     Raises:
-        ValueError: no such directory, none of a whole model, or the Hub does not give it.
+        ValueError: no such directory, none of a model, or the Hub does not give it.
     """
     name, folder = str(path), Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file() and not any(folder.glob("member-*/config.json")):
             raise ValueError(f"{what} is {name!r}: the directory has no config.json; expected one of a model")
-        if (folder / "adapter_config.json").is_file():
-            raise ValueError(
-                f"{what} is {name!r}: an adapter beside a model, on which nothing is trained further; expected a whole "
-                "model, such as one that lora, adalora or ia3 was merged into"
-            )
         return
     try:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):

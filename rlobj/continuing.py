@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from reward_models.hub import require_model
 from rlobj import __version__
 from rlobj.continue_config import ContinueConfig, validate_continue
 from rlobj.controllers import Controller
@@ -27,6 +26,7 @@ from rlobj.forgetting import figures_of
 from rlobj.forgetting_report import forgetting_table, write_forgetting_report
 from rlobj.inference import limit_of
 from rlobj.lambdas import as_lambda
+from rlobj.loading import require_whole_model
 from rlobj.measuring_trainer import how_it_was_trained, trainer_arguments
 from rlobj.modes import evaluating
 from rlobj.policies import save_policy
@@ -55,7 +55,7 @@ def go_on(config: ContinueConfig) -> Path:
     """
     validate_continue(config)
     assert config.policy.model is not None
-    require_model("policy.model", config.policy.model)
+    require_whole_model("policy.model", config.policy.model)
     this = _Continuing(config)
     with graceful_signals() as this.stop:
         return this.all_stages()

@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from reward_models.hub import require_model
 from reward_models.training import merged
 from rlobj import __version__
 from rlobj.adapters import (
@@ -31,7 +30,7 @@ from rlobj.fit_config import FitConfig, learning_rate_of, metric_of, validate_fi
 from rlobj.fit_report import fit_table, warnings_of, write_fit_report
 from rlobj.fit_tasks import TASKS, LanguageModeling, SupervisedTask, TrainingRows
 from rlobj.inference import limit_of
-from rlobj.loading import save_adapter
+from rlobj.loading import require_whole_model, save_adapter
 from rlobj.measuring_trainer import MeasuringTrainer, how_it_was_trained, patience_of, trainer_arguments
 from rlobj.policies import save_policy
 from rlobj.progress import say
@@ -52,7 +51,7 @@ def fit(config: FitConfig) -> Path:
     """
     validate_fit(config)
     if config.policy.model is not None:
-        require_model("policy.model", config.policy.model)
+        require_whole_model("policy.model", config.policy.model)
     this = _Fit(config, TASKS[config.task](config))
     with graceful_signals() as this.stop:
         return this.all_stages()

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from reward_models.hub import require_model
 from rlobj.policies import load_causal, save_policy
 from rlobj.quantising import fill_int8, int8_tensors, quantised
 from rlobj.runs import atomic_write_json
@@ -39,6 +40,20 @@ KINDS: dict[str, Any] = {
     "ForTokenClassification": AutoModelForTokenClassification,
     "ForCausalLM": AutoModelForCausalLM,
 }
+
+
+def require_whole_model(key: str, model: str) -> None:
+    """See that a model can be loaded and trained further.
+
+    Raises:
+        ValueError: it is not there, or an adapter beside a model.
+    """
+    require_model(key, model)
+    if (Path(model) / ADAPTER).is_file():
+        raise ValueError(
+            f"{key} is {model!r}: an adapter beside a model, on which nothing is trained further; expected a whole "
+            "model, such as one that lora, adalora or ia3 was merged into"
+        )
 
 
 def kind_of(directory: str | os.PathLike[str]) -> str:

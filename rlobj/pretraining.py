@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from reward_models.hub import require_model
 from rlobj import __version__
 from rlobj.chat_format import IGNORED_LABEL
 from rlobj.controllers import Controller, Measured
@@ -26,6 +25,7 @@ from rlobj.fit_report import fit_table, warnings_of, write_fit_report
 from rlobj.fit_tasks import LanguageModeling, TextClassification
 from rlobj.inference import limit_of
 from rlobj.lambdas import LambdaForm, as_lambda
+from rlobj.loading import require_whole_model
 from rlobj.measuring_trainer import MeasuringTrainer, how_it_was_trained, patience_of, trainer_arguments
 from rlobj.objective import objective
 from rlobj.progress import say
@@ -60,7 +60,7 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     validate_pretrain(config)
     if config.policy.model is not None:
-        require_model("policy.model", config.policy.model)
+        require_whole_model("policy.model", config.policy.model)
     this = _Pretraining(config)
     with graceful_signals() as this.stop:
         return this.all_stages()
