@@ -128,7 +128,8 @@ def test_the_report_and_the_terminal(run: Path, home: Path, capsys: pytest.Captu
 def test_a_continued_run_is_gone_on_with(run: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A third set of labels; both that were learned before are rehearsed, and judged each by itself."""
     last = write(home / "last.jsonl", rows(["hat", "cup", "sun"]))
-    command = ["continue", str(run), "--data", str(last), "--lambda_sup", "0", "1", *MORE]
+    more = ["--fit.epochs", "15", "--fit.batch_size", "16", "--fit.learning_rate", "3e-3"]
+    command = ["continue", str(run), "--data", str(last), "--lambda_sup", "0", "1", *more]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "– : before, the model had not all of these labels" in said
@@ -137,13 +138,13 @@ def test_a_continued_run_is_gone_on_with(run: Path, home: Path, capsys: pytest.C
     for side in ("old 1", "old 2"):
         plain, rehearsed = (table[f"λ = {value}", side, "accuracy"] for value in (0, 1))
         assert plain["before"] == rehearsed["before"] and plain["before"][0] > 0.9, "that of λ = 1"
-        assert plain["after"][0] < 0.5 < 0.9 < rehearsed["after"][0]
-    assert table["λ = 1", "new", "accuracy"]["after"][0] > 0.9
+        assert plain["after"][0] + 0.3 < rehearsed["after"][0] > 0.8
+    assert table["λ = 1", "new", "accuracy"]["after"][0] > 0.8
     names = names_of("text-classification", str(lambda_directory(again, 1.0)))
     assert len(names) == 9 and names[:6] == names_of("text-classification", str(lambda_directory(run, 1.0)))
     report = (again / "report.html").read_text()
     files = [f"<dt>old {n}: data</dt><dd>{home / name}</dd>" for n, name in ((1, "old.jsonl"), (2, "new.jsonl"))]
-    for line in (*files, "– : before, the model had not all", "accuracy, old 2 data", "<dd>0.008</dd>",
+    for line in (*files, "– : before, the model had not all", "accuracy, old 2 data", "<dd>0.003</dd>",
                  f"rlobj continue {run} --config {again / 'config.yaml'}"):  # fmt: skip
         assert line in report
     assert main(["continue", str(run), "--config", str(again / "config.yaml")]) == 0
