@@ -15,6 +15,8 @@ from rlobj.controllers import Controller
 from rlobj.fit_config import FitSettings, LabelledConfig, TaskName, check_labelled, check_settings, learning_rate_of
 from rlobj.lambdas import as_lambda
 
+RECOMMENDATION = "rlobj/Recommendation-v0"
+
 
 @dataclass(frozen=True, slots=True)
 class RehearsalConfig:
@@ -72,6 +74,11 @@ def continued(run: str | Path, policy: Path) -> dict[str, Any]:
     source, size = told.get("data", {}), told.get("policy", {})
     if "task" in told and "old" not in told:
         task, old = told["task"], {name: value for name, value in source.items() if name != "augment"}
+    elif told.get("env", {}).get("id") == RECOMMENDATION:
+        raise ValueError(
+            f"{str(run)!r} learned from clicks: rlobj continue goes on with labelled texts and dialogues; put the new "
+            "log behind the old in one file, and give it to rlobj run as --data.train"
+        )
     elif "env" in told:
         encoder = size.get("kind") == "encoder"
         task = "text-classification" if encoder else "language-modeling"
