@@ -23,12 +23,12 @@ from typing import Any
 import peft  # noqa: F401  (imported before the processes are forked)
 import torch
 import transformers.models.bert.modeling_bert  # noqa: F401
+from banking import first_labels
 from fit import pretrained
 
 from rlobj.fit_config import FitConfig
 from rlobj.fitting import fit
 from rlobj.intervals import mean_interval_over_seeds
-from rlobj.reading import load_rows
 from rlobj.recipes import read_recipe
 from rlobj.runs import atomic_write_json, read_outputs
 
@@ -42,25 +42,6 @@ METHODS: dict[str, tuple[dict[str, Any] | None, float]] = {
 }
 """Name -> policy.peft and the peak learning rate: what is usual for each, not searched."""
 BATCH = 10
-TEST_ROWS, VALIDATION_ROWS = 20, 4
-"""Of each label."""
-
-
-def files_of(given: argparse.Namespace) -> dict[str, Path]:
-    """The rows of the first labels, in files of their own."""
-    rows = {part: load_rows(str(getattr(given, part))) for part in ("train", "test")}
-    labels = sorted({row["label"] for row in rows["train"]})[: given.labels]
-    of = {part: {label: [row for row in rows[part] if row["label"] == label] for label in labels} for part in rows}
-    parts = {
-        "train": [row for label in labels for row in of["train"][label][VALIDATION_ROWS:]],
-        "validation": [row for label in labels for row in of["train"][label][:VALIDATION_ROWS]],
-        "test": [row for label in labels for row in of["test"][label][:TEST_ROWS]],
-    }
-    given.output_dir.mkdir(parents=True, exist_ok=True)
-    files = {part: given.output_dir / f"{part}.jsonl" for part in parts}
-    for part, file in files.items():
-        file.write_text("".join(json.dumps(row) + "\n" for row in parts[part]), encoding="utf-8")
-    return files
 
 
 def one_run(settings: dict[str, Any], found: Path) -> None:
@@ -91,7 +72,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/adapters"))
     given = parser.parse_args()
-    files = files_of(given)
+    files = first_labels(given.train, given.test, given.labels, given.output_dir)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     steps = -(-given.labels * given.rows // BATCH) * given.epochs

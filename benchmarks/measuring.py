@@ -117,6 +117,11 @@ def silence() -> None:
     logging.disable(logging.WARNING)
 
 
+def machine() -> dict[str, Any]:
+    """What figures were measured on."""
+    return {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine()}
+
+
 def report(script: str, lines: list[Measured]) -> None:
     """Print the lines, and keep them for the table in the README (`benchmarks/table.py`)."""
     for line in lines:
@@ -126,6 +131,5 @@ def report(script: str, lines: list[Measured]) -> None:
             flush=True,
         )
     RESULTS.mkdir(exist_ok=True)
-    record = {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine()}
-    record["lines"] = [asdict(line) for line in lines]  # type: ignore[assignment]
+    record = {**machine(), "lines": [asdict(line) for line in lines]}
     (RESULTS / f"{script}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -17,6 +17,8 @@ from rlobj.fit_config import FitSettings, LabelledConfig, TaskName, check_labell
 from rlobj.lambdas import as_lambda
 from rlobj.spelling import did_you_mean
 
+RECOMMENDATION = "rlobj/Recommendation-v0"
+
 
 @dataclass(frozen=True, slots=True)
 class RehearsalConfig:
@@ -87,6 +89,11 @@ def continued(run: str | Path, policy: Path) -> dict[str, Any]:
         task, old = told["task"], _without_changes(source)
         if "old" in told:  # of a run of rlobj continue
             older = [*told.get("older", []), _without_changes(told["old"])]
+    elif told.get("env", {}).get("id") == RECOMMENDATION:
+        raise ValueError(
+            f"{str(run)!r} learned from clicks: rlobj continue goes on with labelled texts and dialogues; put the new "
+            "log behind the old in one file, and give it to rlobj run as --data.train"
+        )
     elif "env" in told:
         encoder = size.get("kind") == "encoder"
         task = "text-classification" if encoder else "language-modeling"

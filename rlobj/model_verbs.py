@@ -292,8 +292,11 @@ def prune(arguments: list[str]) -> None:
                         "int8; or several with + between: neurons+int8 (default: neurons)")  # fmt: skip
     parser.add_argument("--amount", nargs="+", type=float, default=[0.5], metavar="SHARE",
                         help="share of weights, heads or neurons that go (default: 0.5)")  # fmt: skip
-    parser.add_argument("--epochs", type=float, default=0.0, help="train on afterwards (default: 0)")
-    parser.add_argument("--learning_rate", type=float, help="peak learning rate of that (default: the recipe's)")
+    parser.add_argument("--epochs", type=float, default=0.0, help="of rlobj fit: train on afterwards, so many passes "
+                        "over the labelled data (default: 0)")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=0, help="of a policy: train on afterwards, so many steps of "
+                        "−R + λℓ (default: 0)")  # fmt: skip
+    parser.add_argument("--learning_rate", type=float, help="peak learning rate of that (default: the run's)")
     parser.add_argument("--importance", default="gradient", help="what heads and neurons are kept by: gradient, "
                         "how much the loss would change without them; or weights, their size (default: gradient)"
                         )  # fmt: skip
@@ -305,6 +308,6 @@ def prune(arguments: list[str]) -> None:
 
     from rlobj.slimming import prune, ways
 
-    rest = (given.epochs, given.learning_rate, given.importance)
-    wanted = ways(given.method, given.amount, *rest)
+    rest = {name: getattr(given, name) for name in ("epochs", "steps", "learning_rate", "importance")}
+    wanted = ways(given.method, given.amount, **rest)
     print("\n" + "\n".join(prune(Path(given.run), wanted, given.policy, given.reward)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 import rlobj.best_policy as best_policy
@@ -51,7 +51,7 @@ def train(run: Run, lambda_sup: float | str, reward: Any) -> None:
             run=f"seed {config.policy_seed}",
             directory=run.directory / "trackers",
         )
-        trainer = _trainer(run, lambda_sup, reward, args, sampling)
+        trainer = make_trainer(run, lambda_sup, reward, args, sampling, run.load(run.warm_start))
         quiet(trainer)
         if config.policy.peft is not None:
             trained, every = parameter_counts(trainer.model)
@@ -94,8 +94,11 @@ def _keeping_the_best(
     return best
 
 
-def _trainer(run: Run, lambda_sup: float | str, reward: Any, args: GRPOConfig, sampling: Sampling) -> ObjectiveTrainer:
-    config, tokenizer, policy = run.config, load_tokenizer(run.warm_start), run.load(run.warm_start)
+def make_trainer(
+    run: Run, lambda_sup: float | str, reward: Any, args: GRPOConfig, sampling: Sampling, policy: PreTrainedModel
+) -> ObjectiveTrainer:
+    """What trains a policy as a run says."""
+    config, tokenizer = run.config, load_tokenizer(run.warm_start)
     # what the evaluation cannot play is told before the first step
     fitting_seeds(run.task.make_eval_env, run.task.eval_seeds, policy, tokenizer, sampling)
     return ObjectiveTrainer(

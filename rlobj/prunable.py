@@ -23,15 +23,18 @@ from rlobj.evaluation_stage import judge
 from rlobj.fit_config import FitConfig, learning_rate_of, metric_of
 from rlobj.fit_tasks import TASKS, TrainingRows
 from rlobj.fitting import supervised_trainer
+from rlobj.grpo_config import grpo_config, sampling_of
 from rlobj.inference import limit_of, logits_of
 from rlobj.intervals import Interval, wilson
 from rlobj.loading import ADAPTER, load_model
 from rlobj.measuring_trainer import trainer_arguments
 from rlobj.one_run import Run
 from rlobj.policies import load_tokenizer
+from rlobj.policy_stage import make_trainer
 from rlobj.prediction import model_directory
+from rlobj.pruning import ZerosStay, keep_zeros
 from rlobj.recipes import read_recipe
-from rlobj.results import config_of
+from rlobj.results import config_of, lambda_directory
 from rlobj.stage_inputs import contents, contents_of
 from rlobj.stages import Stage, StageRunner
 from rlobj.supervised import quiet, right_padded
@@ -64,6 +67,10 @@ class PrunableModel(ABC):
     inputs: Mapping[str, Any]
     """What the result depends on beside the weights."""
     tokenizer: PreTrainedTokenizerBase
+    title: str
+    """what it is"""
+    counted_in: str | None = None
+    """what training it afterwards is counted in: --epochs or --steps; None: it is not trained"""
 
     def begin(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model to be made smaller, and its tokenizer."""
@@ -73,10 +80,21 @@ class PrunableModel(ABC):
         """Labelled batches, whose loss says what is important; None where there are none at hand."""
         return None
 
+    def check(self, epochs: float, steps: int) -> None:
+        """Refuse training afterwards that the model cannot have: passes over labelled data, steps of −R + λℓ.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        for option, count in (("--epochs", epochs), ("--steps", steps)):
+            if count and option != self.counted_in:
+                instead = f"{self.counted_in} instead" if self.counted_in else "0, it is not trained on"
+                raise ValueError(f"{option} {count} of {type(self).title}: expected {instead}")
+
     def train_on(
-        self, model: Any, epochs: float, learning_rate: float | None, runner: StageRunner[Any], stage: Stage
+        self, model: Any, length: float, learning_rate: float | None, runner: StageRunner[Any], stage: Stage
     ) -> None:
-        """Train what was made smaller."""
+        """Train what was made smaller, for so many epochs or steps; zeros of its linear layers stay."""
         raise NotImplementedError
 
     def finish(self, model: PreTrainedModel) -> None:  # noqa: B027
@@ -104,6 +122,8 @@ class PrunableModel(ABC):
 class FittedModel(PrunableModel):
     """The model of a run of rlobj fit."""
 
+    title, counted_in = "a model of rlobj fit", "--epochs"
+
     def __init__(self, run: Path) -> None:
         config = replace(read_recipe(FitConfig, str(run / "config.yaml")), output_dir=str(run.parent), name=run.name)
         self.whole, data = run / "model", config.data
@@ -127,10 +147,10 @@ class FittedModel(PrunableModel):
             yield {name: value.to(model.device) for name, value in batch.items()}
 
     def train_on(
-        self, model: Any, epochs: float, learning_rate: float | None, runner: StageRunner[Any], stage: Stage
+        self, model: Any, length: float, learning_rate: float | None, runner: StageRunner[Any], stage: Stage
     ) -> None:
         config, metric = self.config, self.metric
-        fit = replace(config.fit, epochs=epochs, learning_rate=learning_rate or config.fit.learning_rate)
+        fit = replace(config.fit, epochs=length, learning_rate=learning_rate or config.fit.learning_rate)
         config = replace(config, fit=fit)
         rate = learning_rate_of(fit, config.policy)
         arguments = trainer_arguments(fit, rate, metric, config.seed, stage.checkpoints)
@@ -154,7 +174,7 @@ class FittedModel(PrunableModel):
 class RewardModel(PrunableModel):
     """The reward model of a run of rlobj run: the share of held-out pairs whose better side scores higher."""
 
-    name, metric = "reward_model", "accuracy"
+    name, metric, title = "reward_model", "accuracy", "a reward model"
 
     def __init__(self, run: Path) -> None:
         self.whole = run / "reward_model"
@@ -181,6 +201,8 @@ class RewardModel(PrunableModel):
 class Policy(PrunableModel):
     """A policy of a run of rlobj run: what the run's evaluation says of it."""
 
+    title, counted_in = "a policy", "--steps"
+
     def __init__(self, run: Path, policy: str | None) -> None:
         self.whole = model_directory(run, policy)
         self.name = self.whole.name
@@ -190,6 +212,8 @@ class Policy(PrunableModel):
         self.tokenizer = load_tokenizer(self.whole)
         self.reward = reward_stage.reward_of(self.run)
         self.labels = self.run.task.label_names is not None
+        lambdas = self.config.objective.lambdas
+        self.lambda_sup = next((lam for lam in lambdas if lambda_directory(run, lam).name == self.name), None)
         self.metric = "accuracy" if self.labels else "success"
         self.train, self.held_out = self.run.rows(self.tokenizer)
         if not self.held_out:
@@ -199,6 +223,31 @@ class Policy(PrunableModel):
         for start in range(0, min(len(self.train), ROWS), 8):
             ids, mask, labels = right_padded(self.train[start : start + 8], model)
             yield {"input_ids": ids, "attention_mask": mask, "labels": labels[:, 0] if self.labels else labels}
+
+    def check(self, epochs: float, steps: int) -> None:
+        super().check(epochs, steps)
+        if steps and self.lambda_sup is None:
+            raise ValueError(f"--steps {steps} of {self.name}, which has no λ: expected a policy that was trained on R")
+
+    def train_on(
+        self, model: Any, length: float, learning_rate: float | None, runner: StageRunner[Any], stage: Stage
+    ) -> None:
+        training = self.config.training
+        training = replace(training, steps=int(length), learning_rate=learning_rate or training.learning_rate)
+        assert self.lambda_sup is not None
+        every_weight = replace(self.config.policy, peft=None)
+        run = Run(replace(self.config, training=training, policy=every_weight), self.run.task)
+        run.stop = runner.stop
+        keep_zeros(model)
+        kind, zeros = type(model), ZerosStay(model)
+        if self.labels:
+            run.as_policy(model)
+        sampling, args = sampling_of(run.config), grpo_config(run.config, stage.checkpoints)
+        trainer = make_trainer(run, self.lambda_sup, self.reward, args, sampling, model)
+        quiet(trainer)
+        trainer.add_callback(zeros)
+        trainer.train(resume_from_checkpoint=runner.resume(stage))
+        model.__class__ = kind  # a plain classifier again, as it is saved
 
     def quality(self, model: PreTrainedModel) -> dict[str, Interval]:
         run = self.run

@@ -1,15 +1,18 @@
 """Weights set to 0 by their size, through torch.nn.utils.prune: over the whole model, in each layer, or two of four.
 
 What is pruned are the linear layers of the body, not embeddings, norms or what stands on top of it (label head,
-vocabulary). A mask stays on its weight in training, until `keep_zeros` leaves the zeros in the weight itself.
+vocabulary). A mask stays on its weight in training, until `keep_zeros` leaves the zeros in the weight itself; from
+then on `ZerosStay` holds them.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
@@ -63,6 +66,22 @@ def keep_zeros(model: nn.Module) -> None:
     for module in model.modules():
         if prune.is_pruned(module) and hasattr(module, "weight_mask"):
             prune.remove(module, "weight")
+
+
+class ZerosStay(TrainerCallback):
+    """Keep the zeros of a model's linear layers through every optimiser step.
+
+    A masked weight cannot be copied by deepcopy, as the reference of a KL is; a weight with zeros can.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        weights = [layer.weight for layer in linear_layers(model).values()]
+        self.gone = [(weight, weight.detach() == 0) for weight in weights]
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for weight, gone in self.gone:
+            weight[gone.to(weight.device)] = 0
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from rlobj.latency import compare_seconds
 from rlobj.loading import load_model, save_int8, save_without_heads
 from rlobj.policies import save_policy
 from rlobj.progress import say
-from rlobj.prunable import FittedModel, PrunableModel, model_of
+from rlobj.prunable import PrunableModel, model_of
 from rlobj.pruning import (
     keep_zeros,
     mask_smallest,
@@ -51,13 +51,15 @@ class Pruning:
     """share of weights, heads or neurons that go"""
     epochs: float = 0.0
     """passes over the training data afterwards"""
+    steps: int = 0
+    """of a policy: optimiser steps of −R + λℓ afterwards"""
     learning_rate: float | None = None
-    """peak learning rate of these; null: the recipe's"""
+    """peak learning rate of either; null: the run's"""
     importance: str = "gradient"
     """what heads and neurons are kept by: gradient, or weights (also where no labels are at hand)"""
 
     @property
-    def steps(self) -> list[str]:
+    def parts(self) -> list[str]:
         return self.method.split("+")
 
     @property
@@ -65,18 +67,21 @@ class Pruning:
         """Of its folder."""
         method = self.method.replace(":", "of")
         amount = "" if self.method in ("2:4", "int8") else f"-{self.amount:g}"
-        return method + amount + (f"-epochs-{self.epochs:g}" if self.epochs else "")
+        after = {"epochs": self.epochs, "steps": self.steps}
+        return method + amount + "".join(f"-{what}-{count:g}" for what, count in after.items() if count)
 
 
-def ways(
-    methods: Sequence[str], amounts: Sequence[float], epochs: float, learning_rate: float | None, importance: str
-) -> list[Pruning]:
-    """Each method with each amount; 2:4 and int8 have none, and are done once."""
+def ways(methods: Sequence[str], amounts: Sequence[float], **rest: Any) -> list[Pruning]:
+    """Each method with each amount; 2:4 and int8 have none, and are done once.
+
+    Args:
+        rest: the other fields of `Pruning`; int8 alone is not trained on.
+    """
     made = []
     for method in methods:
         fixed = set(method.split("+")) <= {"2:4", "int8"}
-        for amount in [0.5] if fixed else amounts:
-            made.append(Pruning(method, amount, 0.0 if method == "int8" else epochs, learning_rate, importance))
+        settings = {**rest, "epochs": 0.0, "steps": 0} if method == "int8" else rest
+        made += [Pruning(method, amount, **settings) for amount in ([0.5] if fixed else amounts)]
     return made
 
 
@@ -86,34 +91,38 @@ def validate_pruning(wanted: Pruning) -> None:
     Raises:
         ValueError: the first thing that is impossible, with the remedy.
     """
-    for step in wanted.steps:
+    for step in wanted.parts:
         if step not in METHODS:
             raise ValueError(f"--method {step!r}{did_you_mean(step, METHODS)}: expected one of {', '.join(METHODS)}")
-    if "int8" in wanted.steps[:-1]:
+    if "int8" in wanted.parts[:-1]:
         raise ValueError(f"--method {wanted.method}: int8 comes last, what is in 8 bits is not changed any more")
-    taken_out = [place for place, step in enumerate(wanted.steps) if step in ("heads", "neurons")]
-    if taken_out and any(step in ("magnitude", "layer", "2:4") for step in wanted.steps[: taken_out[-1]]):
+    taken_out = [place for place, step in enumerate(wanted.parts) if step in ("heads", "neurons")]
+    if taken_out and any(step in ("magnitude", "layer", "2:4") for step in wanted.parts[: taken_out[-1]]):
         raise ValueError(
             f"--method {wanted.method}: heads and neurons come first, since to take them out moves the zeros of the "
             "others and loses track of them"
         )
     if not 0 < wanted.amount < 1:
         raise ValueError(f"--amount {wanted.amount}: expected a share above 0 and below 1")
-    if "2:4" in wanted.steps and wanted.amount != 0.5:
+    if "2:4" in wanted.parts and wanted.amount != 0.5:
         raise ValueError(f"--amount {wanted.amount} with 2:4, which takes two of four weights: expected 0.5")
-    if wanted.epochs < 0 or (wanted.epochs and wanted.steps == ["int8"]):
-        raise ValueError(f"--epochs {wanted.epochs} of {wanted.method}: expected 0, or training of floats")
+    for option, count in (("--epochs", wanted.epochs), ("--steps", wanted.steps)):
+        if count < 0 or (count and wanted.parts == ["int8"]):
+            raise ValueError(f"{option} {count} of {wanted.method}: expected 0, or training of floats")
     if wanted.importance not in ("gradient", "weights"):
         raise ValueError(f"--importance {wanted.importance!r}: expected gradient or weights")
 
 
-def prune(run: Path, wanted: Sequence[Pruning], policy: str | None = None, reward_model: bool = False) -> list[str]:
+def prune(
+    run: Path, wanted: Sequence[Pruning], policy: str | None = None, reward_model: bool = False, turns: int = TURNS
+) -> list[str]:
     """Make a model of a run smaller, in each of the ways, unless that was done before.
 
     Args:
         run: of `rlobj fit`; or of `rlobj run`.
         policy: of `rlobj run`: which (default: that of the largest λ).
         reward_model: of `rlobj run`: its reward model in the place of a policy.
+        turns: of each side, when a model is timed beside the whole one.
 
     Returns: the lines of a table.
 
@@ -125,12 +134,8 @@ def prune(run: Path, wanted: Sequence[Pruning], policy: str | None = None, rewar
         validate_pruning(each)
     model = model_of(run, policy, reward_model)
     for each in wanted:
-        if each.epochs and not isinstance(model, FittedModel):
-            raise ValueError(
-                f"--epochs {each.epochs}: rlobj prune trains on what rlobj fit has trained; of rlobj run, prune "
-                "without, and begin the same recipe with the result as --policy.model"
-            )
-    this = _Prune(model, wanted)
+        model.check(each.epochs, each.steps)
+    this = _Prune(model, wanted, turns)
     with graceful_signals() as this.stop:
         found = this.all_stages()
     atomic_write_json(this.folder / "summary.json", {"table": found})
@@ -140,8 +145,9 @@ def prune(run: Path, wanted: Sequence[Pruning], policy: str | None = None, rewar
 class _Prune(StageRunner[Any]):
     """A stage for each way to make the model smaller."""
 
-    def __init__(self, model: PrunableModel, wanted: Sequence[Pruning]) -> None:
+    def __init__(self, model: PrunableModel, wanted: Sequence[Pruning], turns: int) -> None:
         super().__init__(model.config, max_bad_steps=3)
+        self.turns = turns
         self.model, self.wanted, self.stage_count = model, wanted, len(wanted)
         self.folder = self.directory / PRUNED / model.name
         self.before: dict[str, Any] | None = None
@@ -168,15 +174,15 @@ class _Prune(StageRunner[Any]):
     def work(self, wanted: Pruning, stage: Stage) -> dict[str, Any]:
         model, tokenizer = self.model.begin()
         zeros: dict[str, list[int]] = {}
-        for step in wanted.steps:
+        for step in wanted.parts:
             zeros |= self.make_smaller(step, wanted, model)
-        if wanted.epochs:
-            self.model.train_on(model, wanted.epochs, wanted.learning_rate, self, stage)
+        if length := wanted.epochs or wanted.steps:
+            self.model.train_on(model, length, wanted.learning_rate, self, stage)
             self.stop_if_asked()
         model.cpu()  # where 8 bits are
         keep_zeros(model)
         self.model.finish(model)
-        if "int8" in wanted.steps:
+        if "int8" in wanted.parts:
             save_int8(model, tokenizer, stage.directory)
         elif zeros:
             save_without_heads(model, tokenizer, stage.directory, zeros)
@@ -217,7 +223,7 @@ class _Prune(StageRunner[Any]):
         say("  timing")
         for way, times in self.model.timed().items():
             sides = partial(times.do, before), partial(times.do, after)
-            seconds[way] = asdict(compare_seconds(*sides, times.texts, TURNS))
+            seconds[way] = asdict(compare_seconds(*sides, times.texts, self.turns))
         if self.before is None:
             self.before = self.model.quality(before)
         quality = {"before": self.before, "after": self.model.quality(after)}

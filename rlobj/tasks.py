@@ -211,7 +211,11 @@ def _choices(config: RunConfig) -> Task:
             "data.train is not set: classification needs labelled texts, for example "
             "--data.train intents.jsonl with the columns text and label"
         )
-    train_env, eval_env = (_make_env(config, **kwargs) for kwargs in (train_kwargs, eval_kwargs))
+    try:
+        train_env, eval_env = (_make_env(config, **kwargs) for kwargs in (train_kwargs, eval_kwargs))
+    except ValueError as error:
+        error.add_note(f"env.kwargs is {config.env.kwargs}: what does not fit your data, --env.kwargs.NAME VALUE sets")
+        raise
     train, held_out = _choice_env(train_env), _choice_env(eval_env)
     if train.action_names != held_out.action_names:
         raise ValueError(

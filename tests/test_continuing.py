@@ -365,6 +365,9 @@ def test_what_is_no_run_to_go_on_with(home: Path, run: Path, tmp_path: Path) -> 
     (tmp_path / "config.yaml").write_text("env: {id: rlobj/CustomerService-v0}\ndata: {train: null}\n")
     with pytest.raises(ValueError, match="learned from what its environment made, not from a file"):
         continued(tmp_path, tmp_path)
+    (tmp_path / "config.yaml").write_text("env: {id: rlobj/Recommendation-v0}\ndata: {train: log.jsonl}\n")
+    with pytest.raises(ValueError, match="learned from clicks: rlobj continue goes on with labelled texts"):
+        continued(tmp_path, tmp_path)
 
 
 def test_the_configuration_is_that_of_the_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,7 @@ import torch
 from safetensors.torch import load_file
 from small import TEXTS, small_policy
 from test_fitting import COLOURS, SMALL, rows
-from test_pipeline import small_run
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
@@ -23,7 +21,6 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from reward_models import TrainedReward
 from rlobj.cli import main
 from rlobj.exporting import export
 from rlobj.fit_config import FitConfig
@@ -278,8 +275,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(read_recipe(FitConfig, "bert-classifier", [f"--{key}={value}" for key, value in named.items()])).parent
 
 
-def test_every_way_is_measured_and_its_result_can_be_used(run, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("rlobj.slimming.TURNS", 3)
+def test_every_way_is_measured_and_its_result_can_be_used(run, capsys) -> None:
     ways = ["magnitude", "layer", "2:4", "heads", "neurons", "int8", "neurons+int8", "heads+int8"]
     assert main(["prune", str(run), "--method", *ways, "--amount", "0.5"]) == 0
     said = capsys.readouterr().out
@@ -302,11 +298,10 @@ def test_every_way_is_measured_and_its_result_can_be_used(run, capsys, monkeypat
 
 
 @pytest.mark.parametrize("method", ["layer", "heads"])
-def test_what_was_pruned_is_trained_on(run, method, monkeypatch) -> None:
-    monkeypatch.setattr("rlobj.slimming.TURNS", 1)
+def test_what_was_pruned_is_trained_on(run, method) -> None:
     settings = {"learning_rate": 5e-3}
-    prune(run, [Pruning(method, 0.5, 0.0)])
-    prune(run, [Pruning(method, 0.5, 2.0, **settings)])
+    prune(run, [Pruning(method, 0.5, 0.0)], turns=1)
+    prune(run, [Pruning(method, 0.5, 2.0, **settings)], turns=1)
     found = [run / "pruned" / f"{method}-0.5{end}" / "model.safetensors" for end in ("", "-epochs-2")]
     before, after = map(load_file, found)
     assert before.keys() == after.keys() and not torch.equal(before["classifier.weight"], after["classifier.weight"])
@@ -316,9 +311,8 @@ def test_what_was_pruned_is_trained_on(run, method, monkeypatch) -> None:
         assert torch.all(after[name][before[name] == 0] == 0), "what is gone stays gone"
 
 
-def test_the_card_of_a_pruned_model_tells_its_own_results(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("rlobj.slimming.TURNS", 1)
-    prune(run, [Pruning("neurons"), Pruning("int8")])
+def test_the_card_of_a_pruned_model_tells_its_own_results(run, tmp_path) -> None:
+    prune(run, [Pruning("neurons"), Pruning("int8")], turns=1)
     export(run / "pruned" / "neurons-0.5", tmp_path / "neurons")
     card = (tmp_path / "neurons" / "README.md").read_text()
     assert "rlobj prune --method neurons" in card and "| after |" in card
@@ -354,33 +348,6 @@ def test_one_process_prunes(tmp_path, capsys, monkeypatch) -> None:
 def test_a_folder_without_a_run_is_told(tmp_path, capsys) -> None:
     assert main(["prune", str(tmp_path)]) == 2
     assert "holds no finished run of rlobj fit or rlobj run" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_policies_and_reward_models_of_a_run(tmp_path, capsys) -> None:
-    folder = small_run("customer-service", tmp_path, objective__lambda_sup="[0.3]", env__eval_episodes=8).parent
-    assert main(["prune", str(folder), "--method", "heads", "neurons", "int8"]) == 0
-    assert main(["prune", str(folder), "--reward", "--method", "neurons", "int8"]) == 0
-    said = capsys.readouterr().out
-    assert "8 held-out episodes" in said and "16 tokens, on" in said and "held-out pairs accuracy" in said
-    for name, ways in (("lambda=0.3", 3), ("reward_model", 2)):
-        table = json.loads((folder / "pruned" / name / "summary.json").read_text())["table"]
-        assert len(table) == ways
-        assert all(each["bytes"]["after"] < each["bytes"]["before"] for each in table)
-    heads = folder / "pruned" / "lambda=0.3" / "heads-0.5"
-    config = AutoModelForCausalLM.from_pretrained(heads).config
-    assert config.num_attention_heads < load_causal(folder / "warm_start").config.num_attention_heads
-    scores = TrainedReward(folder / "pruned" / "reward_model" / "neurons-0.5")(["hello"], ["good bye"])
-    assert np.isfinite(scores).all()
-    with pytest.raises(ValueError, match=r"begin the same recipe with the result as --policy\.model"):
-        prune(folder, [Pruning("neurons", epochs=1.0)])
-
-
-@pytest.mark.slow
-def test_an_encoder_policy_is_judged_by_its_accuracy(tmp_path, capsys) -> None:
-    folder = small_run("customer-intents", tmp_path, objective__lambda_sup="[0.1]", env__eval_episodes=8).parent
-    assert main(["prune", str(folder), "--method", "neurons", "int8"]) == 0
-    assert "8 held-out episodes accuracy" in capsys.readouterr().out
 
 
 def test_times_are_compared_turn_by_turn(monkeypatch) -> None:
