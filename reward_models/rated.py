@@ -90,6 +90,8 @@ def train_on_ratings(
             processing_class=tokenizer,
             callbacks=[*callbacks, FiniteLoss()],
         )
+        # the losses are means over a part of a step: unasked, transformers adds up parts and processes undivided
+        trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=resume)
         model = merged(model)

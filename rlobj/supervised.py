@@ -219,8 +219,19 @@ def _label_trainer(
         ids, mask, labels = right_padded([SupervisedRow(**row) for row in rows], policy)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels[:, 0]}
 
-    arguments = TrainingArguments(**fields)
-    return Trainer(policy, arguments, train_dataset=dataset, data_collator=collate, callbacks=list(callbacks))
+    def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
+        """ℓ over the labels of the whole step: the classifier's own is a mean over a part, and transformers adds parts
+        and processes up as if it were divided by all."""
+        return F.cross_entropy(outputs.logits.float(), labels, reduction="sum") / num_items_in_batch
+
+    return Trainer(
+        policy,
+        TrainingArguments(**fields),
+        train_dataset=dataset,
+        data_collator=collate,
+        callbacks=list(callbacks),
+        compute_loss_func=mean_loss,
+    )
 
 
 def quiet(trainer: Any) -> None:

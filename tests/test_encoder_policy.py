@@ -15,7 +15,7 @@ from rlobj.encoder_policy import action_logits, as_one_token_policy, train_head_
 from rlobj.evaluation import evaluate
 from rlobj.policies import load_encoder, make_encoder, make_tokenizer, save_policy
 from rlobj.rollout import Sampling, encode_text, factory_of, play
-from rlobj.supervised import label_rows, supervised_loss_sum, supervised_losses
+from rlobj.supervised import label_rows, supervised_loss_sum, supervised_losses, warm_start
 from rlobj.trainer import ObjectiveTrainer
 
 WORDS = ["red", "green", "blue"]
@@ -202,3 +202,28 @@ def test_states_are_of_an_encoder_and_how_it_computes(policy):
     half = copy.deepcopy(model).bfloat16()
     first, *others = (train_head_only(each)._kept_states for each in (model, other, half))
     assert first not in others
+
+
+@pytest.mark.parametrize("head_only", [False, True])
+def test_a_step_of_the_warm_start_is_the_same_in_parts(policy, tmp_path, head_only):
+    """transformers adds up what each part of a step says as if it were divided by the labels of all."""
+    model, tokenizer = policy
+    rows = label_rows(tokenizer, TEXTS, [WORDS.index(label) for label in LABELS], 64)
+    found = []
+    for name, parts in (("whole", 1), ("parts", 3)):
+        each = copy.deepcopy(model)
+        if head_only:
+            train_head_only(each)
+        for module in each.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0  # drawn part by part
+        trl = {"gradient_accumulation_steps": parts, "optim": "sgd", "warmup_steps": 0, "logging_steps": 1}
+        directory, size = tmp_path / name, 9 // parts
+        log = warm_start(
+            each, tokenizer, rows, directory, epochs=1, learning_rate=0.1, batch_size=size, seed=0, trl=trl
+        )
+        found.append((log[0]["loss"], log[0]["grad_norm"], each.get_output_embeddings().weight.detach()))
+    (loss, norm, weight), (loss_in_parts, norm_in_parts, weight_in_parts) = found
+    assert loss_in_parts == pytest.approx(loss, rel=1e-5)
+    assert norm_in_parts == pytest.approx(norm, rel=1e-3)
+    torch.testing.assert_close(weight_in_parts, weight)

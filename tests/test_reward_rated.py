@@ -63,6 +63,17 @@ def test_outcomes_give_their_log_odds(tmp_path, values):
     )
 
 
+def test_a_step_in_parts_has_the_loss_of_the_whole(tmp_path):
+    """transformers adds up what each part of a step says as if it were divided by the rows of all."""
+    first = []
+    for name, parts in (("whole", 1), ("parts", 2)):
+        size = {"per_device_train_batch_size": 8 // parts, "gradient_accumulation_steps": parts}
+        found, _ = train(tmp_path / name, "score", len, logging_steps=1, max_steps=1, **size)
+        first.append(found["history"][0])
+    assert first[1]["loss"] == pytest.approx(first[0]["loss"], rel=1e-3)
+    assert first[1]["grad_norm"] == pytest.approx(first[0]["grad_norm"], rel=1e-2)
+
+
 def test_any_label_of_a_classifier_is_a_reward(tmp_path):
     metrics, held_out = train(tmp_path / "model", "label", str, num_labels=3)
     assert metrics["accuracy_interval"][0] > 0.85
