@@ -240,7 +240,7 @@ def _mean_curves(results: Mapping[Trial, Any]) -> report.Curves:
     return {
         title: {
             name: [
-                Point(step, *np.clip(mean_interval_over_seeds(values), *LIMITS.get(title, (None, None))))
+                Point(step, *np.clip(mean_interval_over_seeds(values), *LIMITS.get(title, (-math.inf, math.inf))))
                 for step, values in sorted(steps.items())
             ]
             for name, steps in lines.items()

@@ -52,8 +52,10 @@ class ContinueConfig:
     """what was learned before old, the first first, each with the fields of old: [{train: FILE, test: FILE}]"""
     objective: RehearsalConfig = field(default_factory=RehearsalConfig)
     fit: FitSettings = field(default_factory=FitSettings)
+    split_seeds: list[int] = field(default_factory=list[int])
+    """seeds by which older and old were split into parts, the first first: those of their runs; []: seed"""
     seed: int = 0
-    """seed of everything random; it must be the old run's where its test data were split off"""
+    """seed of everything else that is random"""
     output_dir: str = "runs"
     """folder of all runs"""
     on_change: Literal["refuse", "continue", "restart"] = "refuse"
@@ -64,6 +66,11 @@ class ContinueConfig:
         """What was learned before, by what reports call it: `old`; or `old 1`, `old 2`, … in the order of learning."""
         sources = [*[LabelledConfig(**each) for each in self.older], self.old]
         return {f"old {n}" if self.older else "old": source for n, source in enumerate(sources, 1)}
+
+    @property
+    def split_seed_of(self) -> dict[str, int]:
+        """The seed by which each of the former data is split: rows that were learned from are in no test."""
+        return dict(zip(self.former, self.split_seeds or [self.seed] * len(self.former), strict=True))
 
 
 _OF = "fit, run or continue"
@@ -115,6 +122,7 @@ def continued(run: str | Path, policy: Path) -> dict[str, Any]:
         "data": columns,
         "old": old,
         "older": older,
+        "split_seeds": [*told.get("split_seeds", []), told.get("seed", 0)],
         "fit": {"learning_rate": _rate_of(told)},
         "seed": told.get("seed", 0),
         "output_dir": str(place.parent),
@@ -161,6 +169,9 @@ def validate_continue(config: ContinueConfig) -> None:
         check_labelled(source, config.task, key)
         if source.augment and key != "data":
             raise ValueError(f"{key}.augment is {source.augment}: old rows are rehearsed as they are; leave it out")
+    given, wanted = len(config.split_seeds), len(config.former)
+    if given not in (0, wanted):
+        raise ValueError(f"split_seeds has {given} seeds: expected {wanted}, those of older and of old, or none")
     objective = config.objective
     at_least("objective.supervised_batch_size", objective.supervised_batch_size, 1)
     if objective.rows is not None:

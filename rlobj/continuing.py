@@ -75,16 +75,17 @@ class _Continuing(StageRunner[ContinueConfig]):
 
     def __init__(self, config: ContinueConfig) -> None:
         super().__init__(config, config.fit.max_bad_steps)
-        self.old = {side: self._task(source) for side, source in config.former.items()}
-        self.new = self._task(config.data)
+        seeds = config.split_seed_of
+        self.old = {side: self._task(source, seeds[side]) for side, source in config.former.items()}
+        self.new = self._task(config.data, config.seed)
         self.tasks: dict[str, SupervisedTask] = {**self.old, "new": self.new}
         self.stage_count = 1 + len(config.objective.lambdas)
         self._settle_names()
 
-    def _task(self, source: LabelledConfig) -> SupervisedTask:
+    def _task(self, source: LabelledConfig, seed: int) -> SupervisedTask:
         config = self.config
         policy = FittedConfig(**asdict(config.policy))
-        task: SupervisedTask = TASKS[config.task](FitConfig(config.name, config.task, policy, source, seed=config.seed))
+        task: SupervisedTask = TASKS[config.task](FitConfig(config.name, config.task, policy, source, seed=seed))
         return task
 
     def _settle_names(self) -> None:

@@ -190,16 +190,21 @@ def supervised_trainer(
         smoothing = arguments.label_smoothing_factor
         return -log_probabilities(outputs.logits, labels, task, smoothing).sum() / num_items_in_batch
 
-    return MeasuringTrainer(
+    # peft adds AdaLoRA's orthogonality of ranks to the loss that the model itself gives
+    own_loss = isinstance(task, LanguageModeling) or has_adalora(model)
+    trainer = MeasuringTrainer(
         model,
         arguments,
-        compute_loss_func=None if isinstance(task, LanguageModeling) else mean_loss,
+        compute_loss_func=None if own_loss else mean_loss,
         data_collator=task.collator(tokenizer),
         train_dataset=TrainingRows(task, tokenizer, limit, config.data.augment, config.seed),
         eval_dataset=[],
         callbacks=[*patience_of(config.fit), *callbacks],
         measure=measure,
     )
+    if own_loss and not isinstance(task, LanguageModeling):
+        trainer.model_accepts_loss_kwargs = False  # a mean over its part: parts and processes are to be averaged
+    return trainer
 
 
 def _table(outputs: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -74,7 +74,13 @@ def trainer_arguments(
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
     }
-    return TrainingArguments(**{**fields, **settings.trainer})
+    args = TrainingArguments(**{**fields, **settings.trainer})
+    if args.n_gpu > 1:  # torch's DataParallel, whose replicas would each take the targets of all
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs: start one for each with torchrun --standalone --nproc_per_node "
+            f"{args.n_gpu} -m rlobj …, or show it one with CUDA_VISIBLE_DEVICES=0"
+        )
+    return args
 
 
 def how_it_was_trained(settings: FitSettings, trainer: Trainer, policy: ModelConfig) -> dict[str, str]:

@@ -71,12 +71,12 @@ def prepare(config: RunConfig) -> dict[str, str]:
 def is_done(config: RunConfig) -> bool:
     """Whether `run` would train nothing, judge nothing and report nothing."""
     directory = Path(config.output_dir) / config.name
+    if not (directory / "report.html").exists():
+        return False
     keys = {value: stage_key(policy_inputs(config, value)) for value in config.objective.lambdas}
     evaluation = stage_key(inputs_of(config, list(keys.values())))
-    return (
-        (directory / "report.html").exists()
-        and runs.is_done(directory / "evaluation", evaluation)
-        and all(runs.is_done(lambda_directory(directory, value), key) for value, key in keys.items())
+    return runs.is_done(directory / "evaluation", evaluation) and all(
+        runs.is_done(lambda_directory(directory, value), key) for value, key in keys.items()
     )
 
 

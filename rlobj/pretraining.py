@@ -92,7 +92,8 @@ class SelfSupervisedTrainer(MeasuringTrainer):
         super().__init__(network.model, *args, **kwargs)
         self.network, self.lambda_form, self.stream, self.supervised = network, lambda_sup, stream, supervised
         self.model_accepts_loss_kwargs = True  # losses come divided by the count of the global batch
-        self._micro, self._step, self._ell = 0, -1, 0.0
+        self._micro, self._step = 0, -1
+        self._ell: float | None = None  # of the latest step; None where it was not computed
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
@@ -108,7 +109,7 @@ class SelfSupervisedTrainer(MeasuringTrainer):
         P, *ell = model(within=terms)
         if not ell:
             return -P  # type: ignore[no-any-return]  # 0·NaN is NaN
-        self._ell += ell[0].item()
+        self._ell = (self._ell or 0.0) + ell[0].item()
         return objective(P, ell[0], lambda_sup)
 
     def performance(self, inputs: Batch, hidden: Tensor | None) -> Tensor:
@@ -138,16 +139,17 @@ class SelfSupervisedTrainer(MeasuringTrainer):
         if self._step == self.state.global_step:
             self._micro += 1
         else:
-            self._micro, self._step, self._ell = 0, self.state.global_step, 0.0
+            self._micro, self._step, self._ell = 0, self.state.global_step, None
 
     def ell_of_step(self) -> float:
         """ℓ of the latest step, over all processes."""
-        ell = torch.tensor(self._ell, device=self.accelerator.device)
+        ell = torch.tensor(self._ell or 0.0, device=self.accelerator.device)
         return float(self.accelerator.reduce(ell, reduction="mean").item())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self.stream is not None and "loss" in logs:
-            logs["objective/ell"] = self.ell_of_step()
+            if self._ell is not None:
+                logs["objective/ell"] = self.ell_of_step()
             logs["objective/lambda_sup"] = self.lambda_form(max(self.state.global_step - 1, 0))
         super().log(logs, *args, **kwargs)
 

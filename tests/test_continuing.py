@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, TrainerCallback, TrainingArguments
 
 from rlobj.cli import main
-from rlobj.continue_config import ContinueConfig, continued
-from rlobj.continuing import RehearsalTrainer
+from rlobj.continue_config import ContinueConfig, continued, validate_continue
+from rlobj.continuing import RehearsalTrainer, _Continuing
 from rlobj.fit_config import FitConfig, LabelledConfig
 from rlobj.fit_tasks import TASKS, TrainingRows
 from rlobj.forgetting import Figure, compared
@@ -25,6 +25,7 @@ from rlobj.objective import objective
 from rlobj.policies import load_encoder
 from rlobj.prediction import Predictor, model_directory
 from rlobj.progress import StopWhenAsked
+from rlobj.recipes import read_recipe
 from rlobj.rehearsal import RehearsedNetwork, grow_head, load_trained, names_of
 from rlobj.results import lambda_directory
 from rlobj.runs import read_outputs
@@ -98,6 +99,21 @@ def test_rehearsal_keeps_what_would_be_forgotten(run: Path, home: Path) -> None:
     assert all("before" not in row for row in ell), "it would be infinite"
     assert ell[0]["after"][0] < 1.5, "new labels alone are given now"
     assert table["λ = 0", "old", "ell"]["change"][1] > 0
+
+
+def test_old_rows_are_split_as_they_were_whatever_the_seed(run: Path, home: Path) -> None:
+    learned = TASKS["text-classification"](read_recipe(FitConfig, str(home / "old" / "config.yaml")))
+    again = _Continuing(read_recipe(ContinueConfig, str(run / "config.yaml"), ["--seed=7"]))
+    assert again.old["old"].parts == learned.parts, "what was learned is in no test"
+    assert again.new.parts != _Continuing(read_recipe(ContinueConfig, str(run / "config.yaml"))).new.parts
+    with pytest.raises(ValueError, match="split_seeds has 2 seeds: expected 1"):
+        validate_continue(read_recipe(ContinueConfig, str(run / "config.yaml"), ["--split_seeds=[0, 1]"]))
+
+
+def test_lambda_zero_computes_no_ell_and_logs_none(run: Path) -> None:
+    for value, logged in ((0.0, False), (1.0, True)):
+        history = read_outputs(lambda_directory(run, value))["history"]
+        assert any("objective/ell" in log for log in history) == logged
 
 
 def test_the_head_has_the_old_labels_in_front(run: Path, home: Path) -> None:

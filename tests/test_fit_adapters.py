@@ -123,6 +123,16 @@ def test_adalora_shares_out_its_ranks(config, encoder, monkeypatch) -> None:
     assert kept[-1] == 2 * 4 < max(kept), "target_r for each of two matrices in two layers"
 
 
+def test_the_ranks_of_adalora_are_held_apart(config, encoder) -> None:
+    """peft adds that term to the loss that the model gives, and to no other."""
+    weights = []
+    for number in (0.0, 100.0):
+        method = f"{{method: adalora, init_r: 4, target_r: 2, target_modules: [query], orth_reg_weight: {number}}}"
+        made = fit(config(encoder, method, fit__epochs=1, name=f"apart-{number:g}")).parent / "model"
+        weights.append(load_file(made / "model.safetensors")["bert.encoder.layer.0.attention.self.query.weight"])
+    assert not torch.equal(*weights)
+
+
 def test_numbers_and_tags_and_text_are_learned_by_adapters(config, encoder, tmp_path) -> None:
     prefix = "{method: prefix, num_virtual_tokens: 4}"
     wanted = config(encoder, prefix, "regression", data__label_column="score", fit__epochs=6)
