@@ -6,6 +6,7 @@ A continued run is gone on with likewise: all that was learned before is old the
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -186,7 +187,7 @@ class _Continuing(StageRunner[ContinueConfig]):
         """That makes it again."""
         model = Path(str(self.config.policy.model))
         run = next((each for each in model.parents if (each / "config.yaml").is_file()), model)
-        return f"rlobj continue {run} --config {self.directory / 'config.yaml'}"
+        return shlex.join(["rlobj", "continue", str(run), "--config", str(self.directory / "config.yaml")])
 
     def before(self) -> dict[str, Any]:
         model, tokenizer = self._load()

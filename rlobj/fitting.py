@@ -6,6 +6,7 @@ The best epoch by the validation data is kept, and judged on the test data, whic
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -88,7 +89,8 @@ class _Fit(StageRunner[FitConfig]):
         self.do(stage, lambda: self.work(stage))
         outputs, report = read_outputs(stage.directory), self.directory / "report.html"
         if self.main:
-            write_fit_report(report, self.config.name, outputs, f"rlobj fit {self.directory / 'config.yaml'}")
+            command = shlex.join(["rlobj", "fit", str(self.directory / "config.yaml")])
+            write_fit_report(report, self.config.name, outputs, command)
             atomic_write_json(self.directory / "summary.json", {"table": _table(outputs)})
             say("")
             say(fit_table(outputs))

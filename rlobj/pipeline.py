@@ -23,6 +23,7 @@ from reward_models.hub import require_model
 from rlobj.config import RunConfig, validate
 from rlobj.evaluation_stage import evaluation_of, inputs_of, judge
 from rlobj.grpo_config import adapter_config, grpo_config
+from rlobj.loading import require_whole_model
 from rlobj.one_run import Run
 from rlobj.policies import load_tokenizer
 from rlobj.progress import say
@@ -83,9 +84,10 @@ def is_done(config: RunConfig) -> bool:
 def _check(config: RunConfig) -> None:
     """Refuse what cannot be run, models that are not there among it, before the data are made."""
     validate(config)
-    for key, model in (("policy.model", config.policy.model), ("reward.model", config.reward.model)):
-        if model is not None:
-            require_model(key, model)
+    if config.policy.model is not None:
+        require_whole_model("policy.model", config.policy.model)
+    if config.reward.model is not None:
+        require_model("reward.model", config.reward.model)
 
 
 def _all_stages(this: Run) -> Path:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import rlobj.reward_stage as reward_stage
 from reward_models.trained import context_length
 from reward_models.training import encode_pairs
+from rlobj.config import TrainingConfig
 from rlobj.encoder_policy import as_one_token_policy
 from rlobj.evaluation_stage import judge
 from rlobj.fit_config import FitConfig, learning_rate_of, metric_of
@@ -233,7 +234,9 @@ class Policy(PrunableModel):
         self, model: Any, length: float, learning_rate: float | None, runner: StageRunner[Any], stage: Stage
     ) -> None:
         training = self.config.training
-        training = replace(training, steps=int(length), learning_rate=learning_rate or training.learning_rate)
+        # an adapter's rate is none for all weights
+        rate = training.learning_rate if self.config.policy.peft is None else TrainingConfig().learning_rate
+        training = replace(training, steps=int(length), learning_rate=learning_rate or rate)
         assert self.lambda_sup is not None
         every_weight = replace(self.config.policy, peft=None)
         run = Run(replace(self.config, training=training, policy=every_weight), self.run.task)
