@@ -162,8 +162,8 @@ def headline(deleted: Sequence[Deletion], words: int) -> Deletion | None:
 
 def is_unmoved(one: Explanation) -> bool:
     """Whether next to nothing of a number is owed to the words: less than 0.001 to each, of a score less than a
-    thousandth of it."""
-    least = 1e-3 * (abs(one.value) if one.unit == SCORE else 1.0)
+    thousandth of it, or than a millionth where it is near 0."""
+    least = 1e-3 * (max(abs(one.value), 1e-3) if one.unit == SCORE else 1.0)
     return bool(max(np.abs(one.gradients.words).max(), np.abs(one.shapley).max()) < least)
 
 

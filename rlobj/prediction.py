@@ -20,6 +20,7 @@ from rlobj.inference import encode, encode_words, limit_of, logits_of, tags_of
 from rlobj.loading import INT8, kind_of, load_model
 from rlobj.policies import load_tokenizer
 from rlobj.reading import Row, load_rows
+from rlobj.runs import rounded
 
 AT_ONCE = 1000
 """Rows that are read before they are predicted."""
@@ -69,8 +70,8 @@ class Predictor:
         self.names = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Each row with what the model says of it: `label` and `probability`; `tags` and `entities`; `score`; or
-        `completion`."""
+        """Each row with what the model says of it: `predicted` and `probability`; of a classifier of tokens `words`,
+        `predicted` and `entities`; `score`; or `completion`."""
         rows = iter(rows)
         while batch := list(islice(rows, AT_ONCE)):
             for row, said in zip(batch, self._say(batch), strict=True):
@@ -85,9 +86,9 @@ class Predictor:
             self.model, self.tokenizer, [encode(self.tokenizer, str(text), limit) for text in self._texts(rows)]
         )
         if len(self.names) == 1:
-            return [{"score": _in_short(each[0])} for each in found]
+            return [{"score": rounded(float(each[0]))} for each in found]
         p = softmax(np.stack(found), axis=1)
-        return [{"predicted": self.names[int(each.argmax())], "probability": _in_short(each.max())} for each in p]
+        return [{"predicted": self.names[int(each.argmax())], "probability": rounded(float(each.max()))} for each in p]
 
     def _tags(self, rows: Sequence[Row]) -> list[Row]:
         words = [text.split() if isinstance(text, str) else [str(word) for word in text] for text in self._texts(rows)]
@@ -120,22 +121,20 @@ class Predictor:
         return str(self.tokenizer.decode(out[0, ids.size(1) :], skip_special_tokens=True))
 
 
-def _in_short(value: Any) -> float:
-    """To six digits: what is computed in float32 has hardly more."""
-    return float(f"{value:.6g}")
-
-
 def entities_in(words: Sequence[str], tags: Sequence[str]) -> list[dict[str, Any]]:
-    """The entities that BIO tags name: kind, words, and the places of the first word and behind the last. An I- of
-    another kind than what stands before it begins an entity, as conlleval has it."""
+    """The entities that tags name: kind, words, and the places of the first word and behind the last. An I- of another
+    kind than what stands before it begins an entity, as conlleval has it; a tag that is neither B-, I- nor O is the
+    kind of an entity of one word."""
     found: list[dict[str, Any]] = []
-    before = "O"
+    before = None  # the kind of which an I- would go on
     for place, tag in enumerate(tags):
-        if tag != "O":
-            if tag[0] == "B" or before[2:] != tag[2:]:
-                found.append({"kind": tag[2:], "start": place, "end": place})
+        is_bio = tag.startswith(("B-", "I-"))
+        kind = tag[2:] if is_bio else tag
+        if tag.startswith("I-") and kind == before:
             found[-1]["end"] = place + 1
-        before = tag
+        elif tag != "O":
+            found.append({"kind": kind, "start": place, "end": place + 1})
+        before = kind if is_bio else None
     return [{**entity, "words": list(words[entity["start"] : entity["end"]])} for entity in found]
 
 

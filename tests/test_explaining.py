@@ -6,6 +6,7 @@ import json
 import random
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from rlobj.try_reward import as_text
 pytest.importorskip("captum", reason="needs the extra 'explain'")
 
 from rlobj.attribution import Explained, agreement, deletions, integrated_gradients, shapley_values
-from rlobj.explaining import explain, headline, over_texts
-from rlobj.explanation_page import AGAINST, FOR, coloured, named, pieces
+from rlobj.explaining import explain, headline, is_unmoved, over_texts
+from rlobj.explanation_page import AGAINST, FOR, coloured, deletion_in_words, named, pieces
 from rlobj.subjects import Subject
 
 
@@ -341,6 +342,16 @@ def test_a_word_of_a_tagger_may_be_asked_after(tagger) -> None:
         explain(subject, [text], word="bos")
 
 
+def test_tags_that_are_no_bio_are_explained_word_by_word(tmp_path) -> None:
+    tokenizer = make_encoder_tokenizer(TEXTS, vocab_size=300, max_length=32)
+    size = {"hidden_size": 16, "layers": 1, "heads": 2, "max_length": 32, "seed": 0}
+    save_policy(make_encoder(tokenizer, ["DT", "NN"], **size, head=BertForTokenClassification), tokenizer, tmp_path)
+    (said,) = Predictor(tmp_path)([{"text": "the cat sat"}])
+    found = explain(Subject(tmp_path), [as_text("the cat sat")])
+    expected = zip(said["predicted"], said["words"], range(1, 4), strict=True)
+    assert [one.what for one in found] == [f"log-odds of {tag} for word {i}, {word}" for tag, word, i in expected]
+
+
 # What a person sees ---------------------------------------------------------------------------------------------------
 
 
@@ -368,7 +379,7 @@ def test_the_command_line(classifier, tmp_path, capsys) -> None:
     assert main(["explain", str(classifier), text, "--label", "warm", "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "log-odds of warm" in said and "(p = 0." in said and "convergence delta" in said
-    assert re.search("✓ integrated gradients: without .*“red”.* the number falls by [0-9]", said), "what is deleted"
+    assert re.search("[✓?] integrated gradients: without .*“red”.* the number falls by [0-9]", said), "what is deleted"
     assert "\x1b" not in said, "no colours where there is no terminal"
     page = Page((tmp_path / "out" / "explanation.html").read_text())
     assert page.links == [], "it needs nothing else"
@@ -397,6 +408,28 @@ def test_a_model_that_looks_at_no_word_is_told(tmp_path, capsys) -> None:
     assert main(["explain", str(tmp_path / "model"), TEXTS[0], "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "Has it been trained?" in said and "the number falls by" not in said
+
+
+def test_a_score_near_0_is_unmoved_only_where_no_word_moves_it(tmp_path) -> None:
+    tokenizer = make_encoder_tokenizer(TEXTS, vocab_size=300, max_length=32)
+    model = make_encoder(tokenizer, ["score"], hidden_size=16, layers=1, heads=2, max_length=32, seed=0)
+    save_policy(model, tokenizer, tmp_path / "moved")
+    (one,) = explain(Subject(tmp_path / "moved"), [as_text(TEXTS[0])])
+    assert not is_unmoved(one) and not is_unmoved(replace(one, value=0.0))
+    label_head(model).weight.data.zero_()
+    label_head(model).bias.data.zero_()
+    save_policy(model, tokenizer, tmp_path / "unmoved")
+    (one,) = explain(Subject(tmp_path / "unmoved"), [as_text(TEXTS[0])])
+    assert one.value == 0 and is_unmoved(one)
+
+
+def test_a_verdict_asks_more_than_the_mean_of_random_deletions(classifier) -> None:
+    (one,) = explain(Subject(classifier), [as_text("see the red box over there now please my friend")])
+    taken = headline(one.deletions["Shapley values"], len(one.reading.words))
+    assert taken.low < taken.random < taken.high
+    falls = [taken.low - 1, taken.low, taken.random + 0.1, taken.high * (1 + 1e-6), taken.high + 1]
+    said = [deletion_in_words(one, "Shapley values", replace(taken, important=fall)) for fall in falls]
+    assert [line[0] for line in said] == ["✗", "?", "?", "?", "✓"]
 
 
 def test_texts_of_a_file_and_what_they_come_to(reward, tmp_path, capsys) -> None:

@@ -16,7 +16,7 @@ from transformers import BertForTokenClassification, pipeline
 from rlobj.cli import main
 from rlobj.exporting import export
 from rlobj.policies import make_encoder, make_encoder_tokenizer, save_policy
-from rlobj.prediction import Predictor, model_directory
+from rlobj.prediction import Predictor, entities_in, model_directory
 
 TEXTS = ["they met in the red house", "a cat , a dog", "小明 met them", "where is the blue boat"]
 LABELS = ["no", "perhaps", "yes"]
@@ -48,6 +48,15 @@ def test_tags_stand_for_words(tmp_path) -> None:
     assert by_text["predicted"] == by_words["predicted"] and len(by_text["predicted"]) == 4
     assert by_text["words"] == ["they", "met", ".", "they"]
     assert all(entity["kind"] == "x" for entity in by_text["entities"])
+
+
+def test_a_tag_that_is_no_bio_is_an_entity_of_one_word(tmp_path) -> None:
+    (row,) = Predictor(encoder(tmp_path / "model", ["DT", "NN"], head=BertForTokenClassification))([{"text": "a cat"}])
+    assert [entity["kind"] for entity in row["entities"]] == row["predicted"]
+    found = entities_in(["a", "b", "c", "d", "e", "f"], ["X", "NOUN", "NOUN", "O", "B-NOUN", "I-NOUN"])
+    assert [(each["kind"], each["start"], each["end"]) for each in found] == (
+        [("X", 0, 1), ("NOUN", 1, 2), ("NOUN", 2, 3), ("NOUN", 4, 6)]
+    )
 
 
 def test_one_output_is_a_score(tmp_path) -> None:
