@@ -15,9 +15,11 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from arms import WARM_START, Arm, Plan, over_seeds, shown, table, whiskers
 
@@ -86,12 +88,14 @@ def probe(folder: Path, seed: int) -> float:
 
 @torch.no_grad()
 def states(policy: Any, texts: Sequence[Sequence[int]]) -> Any:
-    """(texts, H): what the label head reads."""
-    found = []
-    for ids in texts:
-        given = torch.tensor([[*ids, 0]])  # the last is the action's place
-        found.append(policy.base_model(given, torch.ones_like(given)).last_hidden_state[0, 0])
-    return torch.stack(found).numpy()
+    """(texts, H): what the label head reads. Texts of one length are encoded together, and none is padded."""
+    found = np.empty((len(texts), policy.config.hidden_size), dtype=np.float32)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for _, same in groupby(order, key=lambda i: len(texts[i])):
+        while rows := list(islice(same, 128)):
+            given = torch.tensor([[*texts[i], 0] for i in rows])  # the last is the action's place
+            found[rows] = policy.base_model(given, torch.ones_like(given)).last_hidden_state[:, 0].numpy()
+    return found
 
 
 def draw(found: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:

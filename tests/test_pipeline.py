@@ -166,7 +166,7 @@ def test_another_lambda_trains_that_one_alone(finished, capsys):
     small_run("customer-service", finished.parent, objective__lambda_sup="[0.0, 0.3, 0.5]")
     said = capsys.readouterr().out
     assert said.count("done before, inputs unchanged") == 4
-    assert "λ = 0.5: 2 in" in said
+    assert "λ = 0.5: 2 steps in" in said
 
 
 def test_more_episodes_of_evaluation_train_nothing(finished, capsys):
