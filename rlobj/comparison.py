@@ -94,7 +94,7 @@ def _run_all(comparison: Comparison, shared: Mapping[str, str], engine: Engine, 
     """Give the trials to the engine; return those that failed."""
     trials = [trial for trial in comparison.trials if trial.lambda_sup not in stopping.given_up]
     jobs = {_job(trial, comparison.recipe, shared, comparison.config.name): trial for trial in trials}
-    done = [job for job, trial in jobs.items() if (trial.directory / "report.html").exists() and _is_done(job)]
+    done = [job for job in jobs if _is_done(job)]
     waiting, failed = [job for job in jobs if job not in done], []
     started = [jobs[job] for job in done]
     before = f", {len(done)} of them done before" if done else ""

@@ -21,7 +21,7 @@ def compare(arguments: list[str]) -> None:
         epilog="any field of the recipe may follow, as in rlobj run: --training.steps 100",
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `rlobj list`, or a YAML file")
+    _add_trials(parser)
     parser.add_argument(
         "--lambdas",
         nargs="+",
@@ -81,7 +81,7 @@ def tune(arguments: list[str]) -> None:
         epilog="any field of the recipe may follow, as in rlobj run: --training.steps 100",
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `rlobj list`, or a YAML file")
+    _add_trials(parser)
     parser.add_argument(
         "--space",
         nargs="+",
@@ -91,7 +91,6 @@ def tune(arguments: list[str]) -> None:
         help="objective.lambda_sup=log:0.01..1 training.num_generations=4..16 training.beta='0|0.01'",
     )
     parser.add_argument("--trials", type=int, default=20, help="trials in all (default: 20)")
-    parser.add_argument("--workers", type=int, help="trials at once (default: one for each core; with a GPU, one)")
     parser.add_argument(
         "--ell_bound",
         type=float,
@@ -135,9 +134,14 @@ def report(arguments: list[str]) -> None:
         print(f"report   {report_again(given.directory)}")
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    """What runs the trials, and how many at once."""
+def _add_trials(parser: argparse.ArgumentParser) -> None:
+    """The recipe of all trials, and how many of them at once."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `rlobj list`, or a YAML file")
     parser.add_argument("--workers", type=int, help="trials at once (default: one for each core; with a GPU, one)")
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    """What runs the trials."""
     parser.add_argument(
         "--engine",
         choices=["processes", "ray"],

@@ -6,6 +6,7 @@ replies beside causal ones. λ has the forms that it has beside a reward.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -221,7 +222,8 @@ class _Pretraining(StageRunner[PretrainConfig]):
         self.do(stage, lambda: self.work(stage))
         outputs, report = read_outputs(stage.directory), self.directory / "report.html"
         if self.main:
-            write_fit_report(report, self.config.name, outputs, f"rlobj pretrain {self.directory / 'config.yaml'}")
+            command = shlex.join(["rlobj", "pretrain", str(self.directory / "config.yaml")])
+            write_fit_report(report, self.config.name, outputs, command)
             table = [{"name": part, **found["metrics"]} for part, found in outputs["measured"].items()]
             atomic_write_json(self.directory / "summary.json", {"table": table})
             say("")

@@ -47,12 +47,10 @@ def try_reward(arguments: list[str]) -> None:
         epilog="A file has a text in each line, or (.jsonl) an object with completion and prompt, or messages; what "
         "else it holds are columns.",
     )
-    parser.add_argument("reward", metavar="REWARD", help="a name from `rlobj list rewards`, package.module:name, "
-                        "path/to/file.py:name, or the directory of a reward model")  # fmt: skip
+    _add_reward(parser)
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="what a policy says")
     parser.add_argument("--prompt", help="what it answers to")
     parser.add_argument("--file", help="score the rows of this file")
-    parser.add_argument("--kwargs", metavar="{…}", help="parameters of the reward; one: --kwargs.NAME VALUE")
     parser.add_argument("--columns", metavar="{…}", help="what else is known of the texts; one: --columns.NAME VALUE")
     parser.add_argument("--concurrency", type=int, help="calls at the same time")
     parser.add_argument("--timeout", type=float, help="seconds for one call")
@@ -76,14 +74,12 @@ def judge(arguments: list[str]) -> None:
         prog="rlobj judge",
         description="What a reward says of preference pairs: accuracy, calibration, dependence on length, speed.",
     )
-    parser.add_argument("reward", metavar="REWARD", help="a name from `rlobj list rewards`, package.module:name, "
-                        "path/to/file.py:name, or the directory of a reward model")  # fmt: skip
+    _add_reward(parser)
     parser.add_argument("pairs", metavar="PAIRS", help="file or data set: columns chosen and rejected, maybe prompt")
     parser.add_argument("--against", metavar="REWARD", help="another reward, to compare with")
     parser.add_argument("--limit", type=int, help="use so many pairs, drawn at random")
     parser.add_argument("--output", metavar="FOLDER", help="where judgement.html and judgement.json go "
                         "(default: runs/judged/REWARD)")  # fmt: skip
-    parser.add_argument("--kwargs", metavar="{…}", help="parameters of the reward; one: --kwargs.NAME VALUE")
     from rlobj.try_reward import split_dotted
 
     left, values = split_dotted(arguments, ("kwargs",))
@@ -108,12 +104,10 @@ def serve_reward(arguments: list[str]) -> None:
         prog="rlobj serve-reward",
         description="Serve a reward over HTTP, as OpenRLHF's remote_rm_url has it: POST to /get_reward, GET /health.",
     )
-    parser.add_argument("reward", metavar="REWARD", help="a name from `rlobj list rewards`, package.module:name, "
-                        "path/to/file.py:name, or the directory of a reward model")  # fmt: skip
+    _add_reward(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--max_request_bytes", type=int, default=16 * 2**20, help="longer requests are refused")
-    parser.add_argument("--kwargs", metavar="{…}", help="parameters of the reward; one: --kwargs.NAME VALUE")
     from rlobj.try_reward import split_dotted
 
     left, values = split_dotted(arguments, ("kwargs",))
@@ -128,3 +122,10 @@ def serve_reward(arguments: list[str]) -> None:
     reward = load_reward(given.reward, values["kwargs"])
     print(f"serving {given.reward} at http://{given.host}:{given.port}{PATH}; Ctrl-C ends it", flush=True)
     serve(reward, given.host, given.port, given.max_request_bytes)
+
+
+def _add_reward(parser: Parser) -> None:
+    """Any reward, and its parameters."""
+    parser.add_argument("reward", metavar="REWARD", help="a name from `rlobj list rewards`, package.module:name, "
+                        "path/to/file.py:name, or the directory of a reward model")  # fmt: skip
+    parser.add_argument("--kwargs", metavar="{…}", help="parameters of the reward; one: --kwargs.NAME VALUE")

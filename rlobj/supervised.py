@@ -126,14 +126,13 @@ def right_padded(rows: Sequence[SupervisedRow], policy: PreTrainedModel) -> tupl
 def supervised_losses(policy: PreTrainedModel, rows: Sequence[SupervisedRow], batch_size: int = 64) -> list[float]:
     """ℓ of each row by itself: mean −log p over its targets, in nats. For evaluation, with an interval over rows."""
     losses: list[float] = []
-    for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
-        ids, mask, labels = right_padded(chunk, policy)
-        with evaluating(policy):
+    with evaluating(policy):
+        for start in range(0, len(rows), batch_size):
+            ids, mask, labels = right_padded(rows[start : start + batch_size], policy)
             logits = policy(input_ids=ids, attention_mask=mask).logits.float()
-        logits, targets = _logits_and_targets(logits, labels, policy)
-        nll = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none")
-        losses += (nll.sum(1) / (targets != IGNORED_LABEL).sum(1)).tolist()
+            logits, targets = _logits_and_targets(logits, labels, policy)
+            nll = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none")
+            losses += (nll.sum(1) / (targets != IGNORED_LABEL).sum(1)).tolist()
     return losses
 
 
