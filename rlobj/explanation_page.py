@@ -56,11 +56,14 @@ MEANINGS = {
     "completeness": "what integrated gradients come to is f(text) − f(reference), but for the convergence delta",
     "deletion": "a fifth of the words, those that raise the number most by a method, are taken out of the text (or "
     "masked, where the tag of a word is explained); then, 200 times, as many at random. A fall below 0 is a rise. "
-    f"{PASSED}: without the former the number falls beyond where 95% of the random falls lie. {FAILED}: less far: "
-    f"the method is not to be believed here. Else {OPEN}: words at random would do, too, as in a text of few words, "
-    "where they are often the same ones, or where a single word decides, which is among them one time in five. "
+    f"{PASSED}: without the former the number falls beyond where 95% of the random falls lie. {FAILED}: not even so far "
+    f"as these: the method is not to be believed here. Else {OPEN}: words at random would do, too, as in a text of few "
+    "words, where they are often the same ones, or where a single word decides, which is among them one time in five. "
     f"Of several texts: {PASSED} or {FAILED} where the interval of the difference is above or below 0, else {OPEN}",
 }
+
+
+LEGEND = f"{PASSED} further than 95% of what random words do, {FAILED} less far than these, {OPEN} among them"
 
 
 # The terminal ---------------------------------------------------------------------------------------------------------
@@ -77,6 +80,8 @@ def show(found: Sequence[Explanation], console: Console | None = None) -> None:
         console.print(RichText("\n" + "\n".join(summary(one))))
     if lines := conclusion(found):
         console.print(RichText("\n" + "\n".join(lines)))
+    if any(one.deletions for one in found):
+        console.print(RichText(f"\n{LEGEND}", Style(dim=True)))
 
 
 def heading(one: Explanation) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rlobj.fit_report import aligned, html_table
 from rlobj.intervals import Interval
 from rlobj.perturbations import languages_of
-from rlobj.probing import LEAST, LEAST_SHARE, Counterfactual, Perturbed, Probe
+from rlobj.probing import FEWEST, LEAST, LEAST_SHARE, Counterfactual, Perturbed, Probe
 from rlobj.report import definitions, write_page
 
 WRITTEN, PARTS, EXCHANGED = "Written otherwise", "Parts of the data", "Names, pronouns and other words exchanged"
@@ -33,7 +33,7 @@ def tables(found: Probe) -> dict[str, list[list[str]]]:
     for each in found.perturbed:
         cells = [_quality(found, each.quality), _quality(found, each.difference), _share(each.changed)]
         written.append([each.name, str(each.rows), *cells[: 2 + len(changed)]])
-    sliced = [["", "rows", found.quality]]
+    sliced = [[f"of at least {FEWEST} rows", "rows", found.quality]]
     sliced += [[f"{s.kind}: {s.name}", str(s.rows), _quality(found, s.quality)] for s in found.slices]
     people = [["", "rows", f"difference of {found.number}", "its size", *changed]]
     for one in found.counterfactuals:
