@@ -56,8 +56,8 @@ MEANINGS = {
     "completeness": "what integrated gradients come to is f(text) − f(reference), but for the convergence delta",
     "deletion": "a fifth of the words, those that raise the number most by a method, are taken out of the text (or "
     "masked, where the tag of a word is explained); then, 200 times, as many at random. A fall below 0 is a rise. "
-    f"{PASSED}: without the former the number falls beyond where 95% of the random falls lie. {FAILED}: not even so far "
-    f"as these: the method is not to be believed here. Else {OPEN}: words at random would do, too, as in a text of few "
+    f"{PASSED}: without the former the number falls beyond where 95% of the random falls lie. {FAILED}: less far "
+    f"than these: the method is not to be believed here. Else {OPEN}: words at random do as well, as in texts of few "
     "words, where they are often the same ones, or where a single word decides, which is among them one time in five. "
     f"Of several texts: {PASSED} or {FAILED} where the interval of the difference is above or below 0, else {OPEN}",
 }
